@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How kdumpctl writes: JSON styles, sizes, times, marks. Knows nothing of crash dumps."""
+
+from __future__ import annotations
+
+import json
+import locale
+import os
+import shutil
+import sys
+import time
+from typing import Any
+
+_UNITS = "KMGTPE"
+
+
+def print_json(value: Any, style: str) -> None:
+    """`short` is one line, `pretty` many."""
+    print(json.dumps(value, indent=2 if style == "pretty" else None))
+
+
+def size(size_bytes: int | None) -> str:
+    """28.7M; - for what is not known."""
+    if size_bytes is None:
+        return "-"
+    value = float(size_bytes)
+    unit = ""
+    for unit in ("", *_UNITS):
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.1f}{unit}" if unit else f"{size_bytes}B"
+
+
+def moment(usec: int) -> str:
+    """Local time to the minute; a clock that went wrong must not end in an error."""
+    try:
+        then = time.localtime(usec / 1e6)
+        return time.strftime("%Y-%m-%d %H:%M", then) if 1900 <= then.tm_year <= 9999 else "-"
+    except (ValueError, OverflowError, OSError):
+        return "-"
+
+
+def duration(usec: int | None) -> str:
+    """8s, 2m05s, 1h02m."""
+    if usec is None:
+        return "-"
+    seconds = usec // 1_000_000
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02}s"
+    return f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+
+
+def clip(text: str, columns: int) -> str:
+    """`text` in at most `columns`; what is cut off is marked."""
+    if len(text) <= columns:
+        return text
+    mark = "…" if _utf8() else "~"
+    return text[: max(0, columns - 1)] + mark
+
+
+def marks() -> dict[str, str]:
+    """Signs for good, bad and not known, in colour on a terminal that wants it."""
+    signs = {"good": "✓", "bad": "✗", "open": "·", "on": "●", "off": "○", "then": "→"}
+    if not _utf8():
+        signs = {"good": "+", "bad": "!", "open": "-", "on": "*", "off": "o", "then": "->"}
+    if _colour():
+        colours = {"good": 32, "on": 32, "bad": 31, "off": 31}
+        signs.update({name: f"\x1b[{colours[name]}m{signs[name]}\x1b[0m" for name in colours})
+    return signs
+
+
+def _utf8() -> bool:
+    encoding = getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False)
+    return encoding.lower().replace("-", "") == "utf8"
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdumpctl status: a checklist, the first failing line on top with its cure.
+
+Asks the service; where none answers it looks at the machine itself and says so. Judges nothing: the state and its
+reasons come from `kdumpd.service.state` in both cases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdumpd.cli import failure, output
+from kdumpd.crashes.text import printable
+from kdumpd.errors import KdumpError, ServiceUnreachableError
+
+EXIT_ARMED = 0
+EXIT_NOT_ARMED = 3
+EXIT_UNKNOWN = 4
+_LADDER = (
+    "unsupported",
+    "not-reserved",
+    "reserved-too-small",
+    "image-missing",
+    "image-stale",
+    "unloaded",
+    "loaded",
+    "loaded-stale",
+    "rehearsed",
+    "proven",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What is printed: `fields` as in --json; `service` tells where it comes from."""
+
+    fields: Mapping[str, Any]
+    service: bool
+
+    @property
+    def reasons(self) -> list[Mapping[str, str]]:
+        """code, sentence and cure each, the most important first."""
+        found: list[Mapping[str, str]] = self.fields["reasons"]
+        return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Check:
+    """A line: fails with any reason of `codes`, is good from the rung `above` on."""
+
+    label: str
+    codes: frozenset[str]
+    above: str
+
+
+_CHECKS = (
+    _Check("kernel", frozenset({"kexec-missing", "arch-unsupported", "kernel-not-found"}), "not-reserved"),
+    _Check(
+        "memory",
+        frozenset({"crashkernel-missing", "crashkernel-ignored", "reservation-too-small"}),
+        "image-missing",
+    ),
+    _Check("kdump.conf", frozenset({"config-error"}), "unsupported"),
+    _Check("target", frozenset({"target-unusable"}), "unsupported"),
+    _Check("image", frozenset({"image-missing", "image-stale", "image-damaged", "build-failed"}), "unloaded"),
+    _Check(
+        "loaded",
+        frozenset(
+            {"not-loaded", "held", "loaded-by-other", "load-failed", "unload-failed", "loading-disabled"}
+            | {"load-interrupted", "old-image-loaded"}
+        ),
+        "loaded",
+    ),
+    _Check("proven", frozenset(), "proven"),
+)
+# Reasons that tell something without making a line fail.
+_UNPROVEN = "not-proven"
+_NOTES = frozenset({"config-warning", _UNPROVEN})
+
+
+def show(root: Path, style: str) -> int:
+    """Prints the status; 0 armed, 3 not armed, 4 not known."""
+    try:
+        report = read(root)
+    except KdumpError as error:
+        failure.report(error)
+        return EXIT_UNKNOWN
+    print_report(report, style)
+    return EXIT_ARMED if report.fields["armed"] else EXIT_NOT_ARMED
+
+
+def read(root: Path) -> Report:
+    """From the service, or from the machine below `root` itself."""
+    if root == Path("/"):
+        try:
+            from kdumpd.cli import bus
+
+            return from_service(bus.properties())
+        except ServiceUnreachableError:
+            return _from_machine(root)
+    return _from_machine(root)
+
+
+def from_service(properties: Mapping[str, Any]) -> Report:
+    """The properties of the Manager, renamed to the keys of --json."""
+    names = {
+        "state": "State",
+        "armed": "Armed",
+        "release": "KernelRelease",
+        "reserved_bytes": "ReservedBytes",
+        "required_bytes": "RequiredBytes",
+        "loaded": "Loaded",
+        "loaded_since_usec": "LoadedSinceUsec",
+        "image_path": "ImagePath",
+        "image_id": "ImageId",
+        "activity": "Activity",
+        "last_error": "LastError",
+        "reasons": "Reasons",
+    }
+    return Report(fields={key: properties[name] for key, name in names.items()}, service=True)
+
+
+def _from_machine(root: Path) -> Report:
+    from kdumpd.service.look import look
+
+    return Report(fields=look(root).to_dict(), service=False)
+
+
+def print_report(report: Report, style: str) -> None:
+    """As JSON or as text."""
+    if style != "off":
+        output.print_json({**report.fields, "service": report.service}, style)
+        return
+    print(headline(report))
+    for line in lines(report):
+        print(line)
+
+
+def headline(report: Report) -> str:
+    """One line: armed or not, and the first reason with its cure below it."""
+    signs = output.marks()
+    state = report.fields["state"]
+    if report.fields["armed"]:
+        return f"{signs['on']} kdumpd: armed ({state})"
+    reason = next((entry for entry in report.reasons if entry["code"] not in _NOTES), None)
+    if reason is None:
+        return f"{signs['off']} kdumpd: NOT ARMED ({state})"
+    text = f"{signs['off']} " + _wrap(f"kdumpd: NOT ARMED: {reason['sentence']}", 2)
+    if not reason["cure"]:
+        return text
+    return f"{text}\n  " + _wrap(f"{signs['then']} {reason['cure']}", 4, begins=2)
+
+
+def lines(report: Report) -> list[str]:
+    """The checklist, then the notes."""
+    signs = output.marks()
+    found = []
+    for check in _CHECKS:
+        failing = [entry for entry in report.reasons if entry["code"] in check.codes]
+        sign = "bad" if failing else "good" if _reached(report, check.above) else "open"
+        if check.label == "image" and not failing and report.fields["image_id"]:
+            sign = "good"
+        text = failing[0]["sentence"] if failing else _good_text(check.label, sign, report)
+        found.append(f"  {signs[sign]} {check.label:<11} {_wrap(text, 16)}")
+        found.extend(_cures(failing))
+        found.extend(
+            _cures([entry for entry in report.reasons if check.label == "proven" and entry["code"] == _UNPROVEN])
+        )
+    for entry in report.reasons:
+        if entry["code"] in _NOTES and entry["code"] != _UNPROVEN:
+            found.append(f"  {signs['open']} {'note':<11} {_wrap(entry['sentence'], 16)}")
+            found.extend(_cures([entry]))
+    if report.fields["activity"]:
+        found.append(f"  The service is {report.fields['activity']} at this moment.")
+    if not report.service:
+        found.append("  The service kdumpd does not answer; this was read from the machine itself.")
+    return found
+
+
+def _cures(entries: list[Mapping[str, str]]) -> list[str]:
+    then = output.marks()["then"]
+    return [" " * 16 + _wrap(f"{then} {entry['cure']}", 18, begins=16) for entry in entries[:1] if entry["cure"]]
+
+
+def _reached(report: Report, rung: str) -> bool:
+    state = report.fields["state"]
+    return state in _LADDER and _LADDER.index(state) >= _LADDER.index(rung)
+
+
+def _good_text(label: str, sign: str, report: Report) -> str:
+    """What stands behind a check that does not fail, or was not reached."""
+    fields = report.fields
+    reserved, required = int(fields["reserved_bytes"]) >> 20, -(-int(fields["required_bytes"]) >> 20)
+    if label == "kernel":
+        return str(fields["release"])
+    if label == "memory":
+        return f"{reserved} MiB reserved, a capture needs about {required} MiB"
+    if label == "kdump.conf":
+        return "no errors"
+    if label == "target":
+        return "the capture kernel can reach it"
+    if label == "image":
+        return str(fields["image_path"]) if fields["image_id"] else "none yet"
+    if label == "loaded":
+        return f"since {output.moment(fields['loaded_since_usec'])}" if sign == "good" else "no"
+    return "this image has saved a crash" if sign == "good" else "this image has not saved a crash yet"
+
+
+def _wrap(text: str, indent: int, *, begins: int | None = None) -> str:
+    """Wrapped to the terminal, for a line in which it begins in column `begins`; long words (paths) stay whole."""
+    return textwrap.fill(
+        printable(text),
+        width=max(40, output.width()),
+        initial_indent=" " * (indent if begins is None else begins),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).lstrip()

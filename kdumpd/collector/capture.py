@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The order of work in the capture kernel: the log first, then the pages, the manifest last.
+
+Started by the image's init as `python3 -m kdumpd.collector capture`; exit status 0 means a complete dump, anything
+else the failure action. Rebooting is init's business, whatever becomes of this program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import kdumpd
+from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.progress import Progress, size_text
+from kdumpd.collector.source import Source
+from kdumpd.config.model import CaptureConfig
+from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, FileRecord, Manifest, Result
+from kdumpd.dumpfile.reader import verify
+from kdumpd.errors import KdumpError, os_reason
+from kdumpd.targets.files import CrashDirectory
+from kdumpd.targets.local import DEVICE_DEADLINE_SEC, mounted, wait_for_device
+from kdumpd.vmcore.kernel_log import panic_line
+
+_MANIFEST_ROOM = 64 << 10
+_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_PHASES = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where things lie in the capture image."""
+
+    settings: Path = Path("/etc/kdumpd/capture.json")
+    image: Path = Path("/etc/kdumpd/image.json")
+    vmcore: Path = Path("/proc/vmcore")
+    mountpoint: Path = Path("/run/kdumpd/target")
+    heartbeat: Path | None = Path("/run/kdumpd/alive")
+    device_deadline_sec: float = DEVICE_DEADLINE_SEC
+
+
+def crash_name(hostname: str, when_sec: int) -> str:
+    """The directory's name: host and UTC time of the crash. The name of a host is text from outside: only harmless
+    characters of it are used."""
+    host = _NAME.sub("_", hostname)[:64].lstrip(".-") or "unknown"
+    stamp = datetime.datetime.fromtimestamp(when_sec, datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{host}-{stamp}"
+
+
+def capture(places: Places) -> int:
+    """Saves the crash. Returns the exit status; every failure ends in one sentence on the console."""
+    progress = Progress(_PHASES, heartbeat=places.heartbeat)
+    try:
+        return _capture(places, progress)
+    except KdumpError as error:
+        progress.say(f"CAPTURE FAILED: {error}")
+    except OSError as error:
+        progress.say(f"CAPTURE FAILED: {error.filename or 'the system'}: {os_reason(error)}")
+    except MemoryError:
+        progress.say("CAPTURE FAILED: out of memory (reserve more with crashkernel=)")
+    return 1
+
+
+def _capture(places: Places, progress: Progress) -> int:
+    settings = CaptureConfig.from_json(places.settings.read_text(encoding="utf-8"), str(places.settings))
+    started = time.time_ns() // 1000
+    progress.phase("reading the log of the crashed kernel")
+    source: Source | None = None
+    trouble: KdumpError | None = None
+    try:
+        source = Source.open(places.vmcore)
+    except KdumpError as error:
+        trouble = error  # still told on the target: somebody will look there
+        progress.say(f"{places.vmcore} cannot be used: {error}")
+    lines = source.log_lines() if source is not None else []
+    panic = panic_line(lines)
+    if panic is not None:
+        progress.say(f"the crashed kernel said: {panic}")
+
+    progress.phase(f"mounting {settings.device} ({settings.fstype})")
+    device = wait_for_device(settings.device, places.device_deadline_sec, progress.alive)
+    crash_time = source.info.crash_time if source is not None else None
+    name = crash_name(settings.hostname, crash_time or started // 1_000_000)
+    with (
+        mounted(device, settings.fstype, places.mountpoint) as root,
+        CrashDirectory.create(root, settings.directory, name) as directory,
+    ):
+        run = _Run(settings, progress, directory, image_id(places.image))
+        manifest = run.save(source, lines, panic, trouble, started)
+    where = f"{settings.directory.rstrip('/')}/{directory.path.name}"
+    return _tell(progress, manifest, where)
+
+
+def _tell(progress: Progress, manifest: Manifest, where: str) -> int:
+    took = (manifest.finished_usec - manifest.started_usec) / 1e6
+    if manifest.result is Result.COMPLETE and manifest.dump is not None:
+        kept, total = manifest.pages.get("kept", 0), manifest.pages.get("total", 0)
+        progress.say(
+            f"SAVED {where}/{DUMP_NAME}: {size_text(manifest.dump.size_bytes)} in {took:.1f} s, "
+            f"{kept} of {total} pages kept"
+        )
+        return 0
+    progress.say(f"CAPTURE FAILED ({manifest.result}) in {where}: {manifest.reason}")
+    return 1
+
+
+class _Run:
+    """The files of one crash directory, in their order."""
+
+    def __init__(self, settings: CaptureConfig, progress: Progress, directory: CrashDirectory, image: str | None):
+        self._settings = settings
+        self._progress = progress
+        self._directory = directory
+        self._image = image
+        self._notes: list[str] = []
+
+    def save(
+        self, source: Source | None, lines: list[str], panic: str | None, trouble: KdumpError | None, started: int
+    ) -> Manifest:
+        """Log, dump, manifest. Only a manifest that cannot be written raises."""
+        with self._directory.create_file(MANIFEST_NAME + ".tmp") as manifest_file:
+            try:
+                # A full disk must not take away the file that says that the disk is full.
+                manifest_file.reserve(_MANIFEST_ROOM)
+            except KdumpError as error:
+                self._notes.append(str(error))
+            log = self._save_log(lines)
+            outcome = Outcome()
+            reason = str(trouble) if trouble is not None else None
+            dumped = False
+            if source is not None:
+                reason = self._save_dump(source, outcome)
+                dumped = outcome.size_bytes > 0
+                self._notes.extend(source.notes)
+            self._notes.extend(outcome.notes)
+            manifest = self._manifest(source, panic, started, log, outcome, reason, dumped)
+            text = manifest.to_json().encode()
+            manifest_file.write_at(0, text)
+            manifest_file.truncate(len(text))
+            manifest_file.sync()
+        self._directory.rename(MANIFEST_NAME + ".tmp", MANIFEST_NAME)
+        return manifest
+
+    def _save_log(self, lines: list[str]) -> FileRecord | None:
+        if not lines:
+            return None
+        data = ("\n".join(lines) + "\n").encode()
+        try:
+            with self._directory.create_file(LOG_NAME) as file:
+                file.write_at(0, data)
+                file.sync()
+            self._directory.sync()
+        except KdumpError as error:
+            self._notes.append(f"the log was not saved: {error}")
+            self._progress.say(f"the log was not saved: {error}")
+            return None
+        self._progress.say(f"saved {LOG_NAME}: {len(lines)} lines")
+        return FileRecord(name=LOG_NAME, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def _save_dump(self, source: Source, outcome: Outcome) -> str | None:
+        """None when the dump is complete and has its final name, else the reason why not."""
+        try:
+            with self._directory.create_file(INCOMPLETE_NAME) as file:
+                write_dump(
+                    source,
+                    file,
+                    outcome,
+                    level=self._settings.level,
+                    compression=self._settings.compression,
+                    threads=len(os.sched_getaffinity(0)),
+                    progress=self._progress,
+                )
+            verify(self._directory.path / INCOMPLETE_NAME)
+            self._directory.rename(INCOMPLETE_NAME, DUMP_NAME)
+        except KdumpError as error:
+            return str(error)
+        except MemoryError:
+            return "out of memory in the capture kernel (reserve more with crashkernel=)"
+        except Exception as error:  # a fault of ours must still leave the log, the manifest and its own name
+            return f"internal fault: {error!r}"
+        return None
+
+    def _manifest(
+        self,
+        source: Source | None,
+        panic: str | None,
+        started: int,
+        log: FileRecord | None,
+        outcome: Outcome,
+        reason: str | None,
+        dumped: bool,
+    ) -> Manifest:
+        utsname = source.utsname() if source is not None else None
+        if source is not None and reason is None:
+            result, name = Result.COMPLETE, DUMP_NAME
+        else:
+            result, name = Result.INCOMPLETE, INCOMPLETE_NAME
+            if not dumped:
+                result = Result.LOG_ONLY if log is not None else Result.FAILED
+        crash_time = source.info.crash_time if source is not None else None
+        return Manifest(
+            result=result,
+            reason=reason,
+            hostname=self._settings.hostname,
+            kernel=utsname.release if utsname is not None and utsname.release else self._settings.kernel,
+            kernel_version=utsname.version if utsname is not None else "",
+            machine=utsname.machine if utsname is not None else "",
+            panic=panic,
+            crash_time_usec=None if crash_time is None else crash_time * 1_000_000,
+            started_usec=started,
+            finished_usec=time.time_ns() // 1000,
+            kdumpd_version=kdumpd.__version__,
+            image_id=self._image,
+            level=self._settings.level,
+            compression=str(self._settings.compression),
+            dump=FileRecord(name=name, size_bytes=outcome.size_bytes, regions=outcome.regions) if dumped else None,
+            log=log,
+            pages=outcome.pages,
+            peak_rss_bytes=peak_rss(),
+            notes=tuple(dict.fromkeys(self._notes)),
+        )
+
+
+def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
+    """The most memory this process ever held, in bytes (VmHWM of proc(5))."""
+    for line in status.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def image_id(path: Path) -> str | None:
+    """Which image this is. A record that cannot be read costs nothing but this name."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("image_id")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From an open vmcore to a dump in a sink: classify, lay out, copy, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from kdumpd.collector.copy import Copied, copy_pages
+from kdumpd.collector.progress import Progress
+from kdumpd.collector.source import Source
+from kdumpd.config.model import Compression
+from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.dumpfile.manifest import Region
+from kdumpd.dumpfile.sink import Sink
+from kdumpd.dumpfile.writer import DiskdumpWriter
+from kdumpd.errors import KdumpError
+from kdumpd.vmcore.rules import Level
+
+CODECS = {Compression.NONE: Codec.RAW, Compression.ZLIB: Codec.ZLIB, Compression.ZSTD: Codec.ZSTD}
+_MAX_NAMED_PFNS = 16
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What became of the dump, kept up to date so that a failure leaves it true."""
+
+    pages: dict[str, int] = dataclasses.field(default_factory=dict)
+    size_bytes: int = 0
+    regions: tuple[Region, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def write_dump(
+    source: Source,
+    sink: Sink,
+    outcome: Outcome,
+    *,
+    level: int,
+    compression: Compression,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Writes the whole dump and waits until it is on stable storage. `outcome` tells how far it came.
+
+    Raises KdumpError; what was written by then can be read up to the last descriptor that found room.
+    """
+    progress.phase(f"choosing pages (level {level})")
+    found = source.classify(level)
+    outcome.pages = {"total": found.total, "kept": found.kept_count}
+    outcome.pages.update({page_class.name.lower(): count for page_class, count in found.counts.items()})
+
+    progress.phase("writing pages")
+    codec = CODECS[compression]
+    writer = DiskdumpWriter(
+        sink,
+        source.origin(),
+        codec=codec,
+        level=level,
+        max_mapnr=source.core.max_pfn,
+        present=found.present,
+        kept=found.kept,
+        kept_count=found.kept_count,
+    )
+    copied = Copied()
+    try:
+        copy_pages(
+            source.core,
+            writer,
+            found.kept,
+            found.kept_count,
+            codec=codec,
+            exclude_zero=bool(level & Level.ZERO),
+            threads=threads,
+            step=progress.step,
+            copied=copied,
+        )
+        progress.phase("making it durable")
+        outcome.regions = writer.finish()
+    except BaseException:
+        # Whatever stopped the copy: the descriptors of what was written make it readable.
+        with contextlib.suppress(KdumpError):
+            writer.flush_descriptors()
+        raise
+    finally:
+        outcome.size_bytes = writer.size
+        outcome.pages.update(written=copied.pages, zero=copied.zero, unreadable=len(copied.unreadable))
+        if copied.unreadable:
+            named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])
+            more = "" if len(copied.unreadable) <= _MAX_NAMED_PFNS else ", ..."
+            outcome.notes.append(f"pages that could not be read were saved as zeros: pfn {named}{more}")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that is known of one crash before a page is copied, and what could not be learned.
+
+Opening never fails for a detail: each step that does not work is noted with its reason, and the next wider one is
+taken: filtered, then everything, then the log alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import time
+from pathlib import Path
+
+from kdumpd.dumpfile.diskdump import Utsname
+from kdumpd.dumpfile.writer import Origin
+from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.classify import Classification, classify, keep_all
+from kdumpd.vmcore.elfcore import ElfCore
+from kdumpd.vmcore.kernel_log import read_log
+from kdumpd.vmcore.memmap import MemoryMap
+from kdumpd.vmcore.rules import rules_of
+from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
+from kdumpd.vmcore.x86_64 import PageTables
+
+_UTS_SIZE = 6 * 65
+FAULT = "by a fault of kdumpd"
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Source:
+    """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail."""
+
+    core: ElfCore
+    info: Vmcoreinfo
+    tables: PageTables | None
+    notes: list[str]
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        """Raises VmcoreError only when `path` is no core file of memory at all."""
+        core = ElfCore(path)
+        notes: list[str] = list(core.doubts)
+        note = core.vmcoreinfo_note()
+        info = parse_vmcoreinfo(note.description if note is not None else b"")
+        if note is None:
+            notes.append("there is no VMCOREINFO note")
+        notes.extend(f"VMCOREINFO has a line that makes no sense: {line[:80]}" for line in info.bad_lines[:8])
+        tables = None
+        try:
+            tables = PageTables(core, info)
+        except VmcoreError as error:
+            notes.append(f"the page tables cannot be read: {error}")
+        return cls(core=core, info=info, tables=tables, notes=notes)
+
+    def log_lines(self) -> list[str]:
+        """The kernel log; empty, with a note, when there is none to be had."""
+        if self.tables is None:
+            return []
+        lines: list[str] = []
+        try:
+            for record in read_log(self.tables, self.info):
+                lines.extend(record.lines())
+        except VmcoreError as error:
+            self.notes.append(f"the kernel log cannot be read: {error}")
+        except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+            self.notes.append(f"the kernel log is incomplete, {FAULT}: {error!r}")
+        return lines
+
+    def utsname(self) -> Utsname:
+        """init_uts_ns of the dead kernel; with only the release from VMCOREINFO where it cannot be read."""
+        symbol = self.info.symbol("init_uts_ns")
+        if self.tables is not None and symbol is not None:
+            try:
+                at = symbol + (self.info.offset("uts_namespace.name") or 0)
+                return Utsname.from_bytes(self.tables.read(at, _UTS_SIZE))
+            except VmcoreError as error:
+                self.notes.append(f"the name of the kernel cannot be read: {error}")
+        return Utsname(release=self.info.release or "", machine=self.core.machine)
+
+    def origin(self) -> Origin:
+        """What the headers of the dump say."""
+        note = self.core.vmcoreinfo_note()
+        return Origin(
+            utsname=self.utsname(),
+            time_sec=self.info.crash_time or int(time.time()),
+            nr_cpus=self.core.nr_cpus(),
+            phys_base=self.tables.phys_base if self.tables is not None else 0,
+            notes=self.core.notes_block,
+            vmcoreinfo_at=note.offset if note is not None else 0,
+            vmcoreinfo_size=len(note.description) if note is not None else 0,
+        )
+
+    def classify(self, level: int) -> Classification:
+        """Which pages to keep at `level`; all of them, with a note, where the memory map cannot be understood."""
+        if self.tables is None:
+            self.notes.append("nothing is left out: without page tables the memory map cannot be found")
+            return keep_all(self.core)
+        try:
+            rules = rules_of(self.info)
+            self.notes.extend(rules.missing)
+            memory_map = MemoryMap(self.core, self.info, self.tables)
+            found = classify(self.core, memory_map, rules, level)
+        except VmcoreError as error:
+            self.notes.append(f"nothing is left out: {error}")
+            return keep_all(self.core)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A value that no check foresaw must cost the filter, not the dump.
+            self.notes.append(f"nothing is left out, {FAULT}: {error!r}")
+            return keep_all(self.core)
+        return found

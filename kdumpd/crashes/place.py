@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where on the running machine the dumps of the capture kernel are to be seen.
+
+The capture kernel writes below `path` of a filesystem; here that filesystem may be mounted somewhere else, or not at
+all. Knows mounts; mounts nothing itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdumpd.config.model import Config
+from kdumpd.errors import TargetError
+from kdumpd.host import blockdev
+from kdumpd.host.mounts import read_mounts
+
+
+def crash_folder(config: Config, root: Path = Path("/")) -> Path:
+    """The folder with one directory for each crash, below `root`.
+
+    Raises TargetError when kdump.conf names a device that is missing or not mounted at this moment.
+    """
+    if config.target is None:
+        return root / config.path.lstrip("/")
+    block = blockdev.find_block(config.target.device, root)
+    for mount in read_mounts(root):
+        number = blockdev.block_by_number(mount.device_number, root)
+        if number is None and mount.source.startswith("/dev/"):
+            number = blockdev.block_by_path(mount.source, root)
+        if number == block and mount.root == "/":
+            return root / mount.mountpoint.lstrip("/") / config.path.lstrip("/")
+    raise TargetError(
+        f"{config.target.device}, which holds the dumps, is not mounted",
+        hint=f"mount it to see them: mount {config.target.device} /mnt",
+    )

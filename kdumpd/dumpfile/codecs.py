@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packing and unpacking single pages. One object per thread: a compressor must not be shared."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
+from kdumpd.errors import DumpFormatError, UnsupportedError
+
+Buffer = bytes | bytearray | memoryview
+Pack = Callable[[memoryview], bytes]
+ZSTD_LEVEL = 1
+ZLIB_LEVEL = 1
+
+
+def packer(codec: Codec) -> Pack:
+    """A function from one page to its packed bytes, which may be longer than the page.
+
+    Raises UnsupportedError for a codec that this version does not write.
+    """
+    if codec is Codec.ZSTD:
+        import zstandard
+
+        # The page size as a hint makes the tables small enough for the cache; a frame that does not state its
+        # size is 2 bytes shorter, and every reader knows the size of a page.
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            ZSTD_LEVEL, source_size=BLOCK_SIZE, write_content_size=0
+        )
+        compress: Pack = zstandard.ZstdCompressor(compression_params=parameters).compress
+        return compress
+    if codec is Codec.ZLIB:
+        return lambda page: zlib.compress(page, ZLIB_LEVEL)
+    raise UnsupportedError(f"pages cannot be written with {codec.name.lower()}", hint="use -z (zstd) or -c (zlib)")
+
+
+class Unpacker:
+    """Turns the stored bytes of a page into the page."""
+
+    def __init__(self) -> None:
+        self._zstd: Callable[..., bytes] | None = None
+
+    def page(self, data: bytes, flags: int, source: str) -> bytes:
+        """Raises DumpFormatError naming `source` when `data` is not one page packed as `flags` say."""
+        try:
+            if flags == Codec.RAW:
+                page = data
+            elif flags == Codec.ZLIB:
+                page = zlib.decompressobj().decompress(data, BLOCK_SIZE + 1)
+            elif flags == Codec.ZSTD:
+                page = self._unzstd(data)
+            else:
+                raise DumpFormatError(f"{source} is packed with codec {flags:#x}, which this version cannot read")
+        except (zlib.error, RuntimeError, ValueError) as error:
+            raise DumpFormatError(f"{source} cannot be unpacked: {error}") from error
+        if len(page) != BLOCK_SIZE:
+            raise DumpFormatError(f"{source} unpacks to {len(page)} bytes, not to a page")
+        return page
+
+    def _unzstd(self, data: bytes) -> bytes:
+        import zstandard
+
+        if self._zstd is None:
+            self._zstd = zstandard.ZstdDecompressor().decompress
+        try:
+            return self._zstd(data, max_output_size=BLOCK_SIZE)
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error

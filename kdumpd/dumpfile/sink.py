@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a dump writer writes to: a file that takes bytes at any offset. Targets provide it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kdumpd.dumpfile.codecs import Buffer
+
+
+class Sink(Protocol):
+    """Errors are KdumpErrors (NoSpaceError when the target is full)."""
+
+    name: str
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """All of `data` at `offset`, or an error."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes that were written before; fewer at the end."""
+
+    def reserve(self, size: int) -> None:
+        """Takes the first `size` bytes of the file now, so that writing them later cannot fail for want of room."""
+
+    def sync(self) -> None:
+        """Returns when all that was written is on stable storage; an error means that it may not be."""

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel command line: words and quotes, and the line for the capture kernel.
+
+Knows which parameters of the running kernel help a second kernel on the same hardware (consoles, quirks of
+buses and firmware), which would harm it in a few dozen MB of memory, and which carry secrets. Knows nothing of
+what `crashkernel=` means: that is `crashkernel.py`. Syntax: lib/cmdline.c, next_arg() of the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kdumpd.host.files import read_text
+
+# What stands on the line for the running system's sake: its memory, processors, root filesystem and init.
+_DROP_TEXT = """
+    BOOT_IMAGE initrd acpi_no_memhotplug elfcorehdr crashkernel fadump kexec_jump_back_entry dmcryptkeys
+    root rootfstype rootflags rootdelay rootwait ro rw resume resume_offset noresume nfsroot nfsaddrs ip vlan bond
+    init rdinit single emergency rescue quiet splash rhgb loglevel showopts boot netroot fcoe iscsi_initiator
+    mem memmap highmem vmalloc movable_node kernelcore movablecore memtest memory_corruption_check memhp_default_state
+    hugepages hugepagesz default_hugepagesz hugetlb_cma hugetlb_free_vmemmap cma swiotlb log_buf_len
+    page_owner page_poison page_poisoning debug_pagealloc slub_debug slab_debug slab_nomerge
+    init_on_alloc init_on_free kasan kmemleak kmsan vm_debug stack_depot_disable percpu_alloc
+    trace_event trace_buf_size trace_options trace_clock ftrace ftrace_filter ftrace_notrace ftrace_graph_filter
+    ftrace_graph_notrace ftrace_dump_on_oops kprobe_event tp_printk alloc_snapshot trace_instance
+    maxcpus nr_cpus possible_cpus isolcpus nohz nohz_full rcu_nocbs irqaffinity skew_tick numa numa_balancing
+    mce panic oops panic_on_warn panic_on_oops panic_on_taint hung_task_panic softlockup_panic hardlockup_panic
+    nmi_watchdog unknown_nmi_panic panic_print pause_on_oops crash_kexec_post_notifiers boot_delay initcall_debug
+    kgdboc kgdbwait kdb audit audit_backlog_limit security selinux apparmor lsm ima_policy ima_appraise
+    cgroup_disable cgroup_enable cgroup_no_v1 transparent_hugepage disable_cpu_apicid initramfs_options psi
+    zswap.enabled irqpoll irqfixup reset_devices novmcoredd nokaslr kaslr hest_disable pcie_ports noirqdistrib
+"""
+
+# Families that only user space reads, or that only cost memory.
+_DROP_PREFIXES = (
+    "rd.",  # dracut: nothing in our image reads it
+    "rd_",
+    "systemd.",
+    "udev.",
+    "luks",
+    "dracut",
+    "ignition.",
+    "ostree",
+    "cloud-init",
+    "cloud_init",
+    "ds=",
+    "autoinstall",
+    "inst.",
+    "vconsole.",
+    "locale.",
+    "plymouth.",
+    "kfence.",
+    "kasan.",
+    "kcsan.",
+    "kunit.",
+    "damon_",
+    "zswap.",
+)
+
+# A line is readable by everybody in /proc/cmdline of the capture kernel and is stored in the dump: a word that may
+# hold a secret never goes there, wherever it came from.
+_SECRET = re.compile(r"key|token|passw|passphrase|secret|credential|private|://[^/\s]*@", re.IGNORECASE)
+
+# kernel parameters whose name only looks like a secret
+_NO_SECRET = frozenset({"keep_bootcon"})
+
+_COMMON = {
+    "novmcoredd": None,  # drivers' own "device dumps" eat the reserved memory
+    "hugetlb_cma": "0",  # no memory set aside for huge pages
+    "kfence.sample_interval": "0",  # its guard pages cost 2 MiB
+    # Since v6.18 the root tmpfs need not be capped at half of the memory; older kernels ignore the word.
+    "initramfs_options": "size=90%",
+    "panic": "10",  # should the capture kernel die too, the machine must still come back
+    "cgroup_disable": "memory",  # one struct page_ext or counter per page saved
+    "transparent_hugepage": "never",  # 2 MiB pages waste a small memory
+    "cma": "0",  # no contiguous area set aside
+}
+
+# A device may still raise an interrupt whose handler died with the crashed kernel: poll instead of disabling the line.
+_PC_LIKE = {"irqpoll": None, "nr_cpus": "1", "reset_devices": None, "numa": "off"}
+
+# Added per machine (uname -m), over the common ones.
+_ADD: Mapping[str, Mapping[str, str | None]] = {
+    "x86_64": {
+        **_PC_LIKE,
+        "mce": "off",  # a machine check raised by the crash must not panic again
+        "hest_disable": None,  # the same for errors that firmware reports
+        "acpi_no_memhotplug": None,  # memory found by ACPI lies outside the reservation
+        "nokaslr": None,  # randomisation may place the kernel where the reservation has no room
+        "pcie_ports": "compat",  # no storm of AER and hotplug interrupts from devices left running
+    },
+    "aarch64": {"irqpoll": None, "nr_cpus": "1", "reset_devices": None, "swiotlb": "noforce"},
+    "ppc64le": {"irqpoll": None, "nr_cpus": "16", "noirqdistrib": None, "reset_devices": None, "numa": "off"},
+    "s390x": {"nr_cpus": "1", "numa": "off"},
+}
+_ADD_OTHER: Mapping[str, str | None] = {"irqpoll": None, "maxcpus": "1", "reset_devices": None}
+
+
+def split_words(text: str) -> Iterator[str]:
+    """The words of a command line; blanks inside double quotes do not end a word (next_arg() in lib/cmdline.c)."""
+    word: list[str] = []
+    quoted = False
+    for char in text:
+        if char == '"':
+            quoted = not quoted
+        if char.isspace() and not quoted:
+            if word:
+                yield "".join(word)
+            word = []
+        else:
+            word.append(char)
+    if word:
+        yield "".join(word)
+
+
+def parse_cmdline(text: str) -> tuple[tuple[str, str | None], ...]:
+    """(name, value) for each word up to a lone `--`; the value is None without `=`, and stripped of its quotes."""
+    pairs = []
+    for word in split_words(text):
+        if word == "--":
+            break  # what follows is for init, not for the kernel
+        name, equals, value = word.strip('"').partition("=")
+        pairs.append((name, value.strip('"') if equals else None))
+    return tuple(pairs)
+
+
+def capture_cmdline(running: str, arch: str, *, boot_apicid: int | None = None) -> str:
+    """The command line of the capture kernel, derived from the one that the `running` kernel was started with.
+
+    `arch` is uname's machine. `boot_apicid` is the APIC id of the processor the firmware started: the capture
+    kernel may run on another one, and an INIT to the boot processor resets the machine, so that one is left alone.
+    """
+    added = {**_COMMON, **_ADD.get(arch, _ADD_OTHER)}
+    if arch == "x86_64" and boot_apicid is not None:
+        added["disable_cpu_apicid"] = str(boot_apicid)
+    fixed = {_normal(name) for name in added}
+    kept = []
+    for word in split_words(running):
+        if word == "--":
+            break
+        if _normal(word.strip('"').partition("=")[0]) not in fixed and _helps(word):
+            kept.append(word)
+    words = kept + [name if value is None else f"{name}={value}" for name, value in added.items()]
+    return " ".join(words)
+
+
+def _normal(name: str) -> str:
+    """The kernel takes - and _ in names for the same (parameq() in kernel/params.c)."""
+    return name.replace("-", "_")
+
+
+_DROP_NORMAL = frozenset(_normal(name) for name in _DROP_TEXT.split())
+
+
+def _helps(word: str) -> bool:
+    """True for a word of the running kernel that the capture kernel gets too."""
+    name, equals, value = word.strip('"').partition("=")
+    if _normal(name) in _DROP_NORMAL or word.startswith(_DROP_PREFIXES):
+        return False
+    if equals and not value:
+        return False  # `foo=` says nothing, and some parsers choke on it
+    if '"' in word and word.count('"') % 2:
+        return False  # an unbalanced quote would swallow what we add
+    return name in _NO_SECRET or _SECRET.search(word) is None
+
+
+def read_cmdline(root: Path = Path("/")) -> str:
+    """/proc/cmdline, one line; empty when it cannot be read."""
+    return (read_text(root, "/proc/cmdline") or "").strip()
+
+
+def parse_boot_apicid(cpuinfo: str) -> int | None:
+    """The APIC id of processor 0, from the text of /proc/cpuinfo (x86 only)."""
+    processor = None
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        name = name.strip()
+        if name == "processor":
+            processor = value.strip()
+        elif name == "apicid" and processor == "0":
+            return int(value) if value.strip().isdigit() else None
+    return None
+
+
+def read_boot_apicid(root: Path = Path("/")) -> int | None:
+    """`parse_boot_apicid` of /proc/cpuinfo."""
+    return parse_boot_apicid(read_text(root, "/proc/cpuinfo") or "")

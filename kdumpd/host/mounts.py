@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which filesystem the dumps go to, named so that the capture kernel finds it again.
+
+Knows /proc/self/mountinfo and the block devices behind it. Refuses to guess: a target that the capture
+kernel could not mount by itself (no block device, a device put together by software) is an error here,
+on the running machine, where somebody can still read it. Drivers are the business of `blockdev`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from kdumpd.config.model import Config, LocalTarget
+from kdumpd.errors import TargetError, UnsupportedError
+from kdumpd.host import blockdev
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "afs"})
+# One driver mounts them all.
+_EXT_FAMILY = frozenset({"ext2", "ext3", "ext4"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One line of mountinfo; `root` is the folder of the filesystem that is seen at `mountpoint`."""
+
+    device_number: str  # "major:minor"
+    root: str
+    mountpoint: str
+    fstype: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedTarget:
+    """Where dumps go, in the capture kernel's words.
+
+    `device` is `UUID=...` where the filesystem has one, else `LABEL=...` or a path below /dev. `directory`
+    lies inside the filesystem. `block` is the kernel's name of the block device (a name in
+    /sys/class/block) on the running machine.
+    """
+
+    device: str
+    fstype: str
+    directory: str
+    block: str | None
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """The mounts of a mountinfo file, in its order (proc(5)); lines of another shape are left out."""
+    mounts = []
+    for line in text.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        if not separator or len(fields) < 6 or len(tail) < 2:
+            continue
+        mounts.append(
+            Mount(
+                device_number=fields[2],
+                root=_unescape(fields[3]),
+                mountpoint=_unescape(fields[4]),
+                fstype=tail[0],
+                source=_unescape(tail[1]),
+            )
+        )
+    return tuple(mounts)
+
+
+def read_mounts(root: Path = Path("/")) -> tuple[Mount, ...]:
+    """The mounts this process sees. Raises TargetError when mountinfo cannot be read."""
+    try:
+        return parse_mountinfo((root / "proc/self/mountinfo").read_text(errors="surrogateescape"))
+    except OSError as error:
+        raise TargetError(f"the mounted filesystems cannot be listed: {error}", hint="mount /proc") from error
+
+
+def mount_of(mounts: tuple[Mount, ...], path: str) -> Mount | None:
+    """The mount that holds `path` (absolute, without symbolic links): the deepest one, the last if several."""
+    best = None
+    wanted = PurePosixPath(path)
+    for mount in mounts:
+        point = PurePosixPath(mount.mountpoint)
+        if wanted.is_relative_to(point) and (best is None or len(point.parts) >= len(best[0].parts)):
+            best = (point, mount)
+    return None if best is None else best[1]
+
+
+def resolve_target(config: Config, root: Path = Path("/")) -> ResolvedTarget:
+    """Turns kdump.conf's target into what the capture kernel is told.
+
+    Raises TargetError when there is no such device, or no block device behind the path; UnsupportedError
+    when the device is put together by software (LVM, md, LUKS, ...), which the capture image cannot do.
+    """
+    if config.target is not None:
+        return _explicit(config.target, config.path, root)
+    path = real_path(config.path, root)
+    mount = mount_of(read_mounts(root), path)
+    if mount is None:
+        raise TargetError(f"no mounted filesystem holds {config.path}", hint="name the target in /etc/kdump.conf")
+    block = _block_of(mount, config.path, root)
+    if mount.fstype == "btrfs" and mount.root != "/":
+        raise UnsupportedError(
+            f"{config.path} lies in the btrfs subvolume {mount.root}, which this kdumpd cannot mount by name",
+            hint="name another target in /etc/kdump.conf, for example: ext4 UUID=...",
+        )
+    blockdev.require_plain(block, root)
+    below = PurePosixPath(path).relative_to(mount.mountpoint)
+    return ResolvedTarget(
+        device=_stable_name(block, mount.source, root),
+        fstype=mount.fstype,
+        directory=str(PurePosixPath(mount.root) / below),
+        block=block,
+    )
+
+
+def real_path(path: str, root: Path) -> str:
+    """`path` with the symbolic links below `root` followed; what does not exist yet is kept as it is."""
+    pending, done = list(reversed(PurePosixPath(path).parts[1:])), PurePosixPath("/")
+    for _ in range(256):
+        if not pending:
+            return str(done)
+        part = pending.pop()
+        if part == "..":
+            done = done.parent
+            continue
+        here = root / str(done / part).lstrip("/")
+        if here.is_symlink():
+            link = PurePosixPath(os.readlink(here))
+            done = PurePosixPath("/") if link.is_absolute() else done
+            pending.extend(reversed([piece for piece in link.parts if piece != "/"]))
+        else:
+            done = done / part
+    raise TargetError(f"{path} goes round in circles of symbolic links", hint="change path in /etc/kdump.conf")
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def _explicit(target: LocalTarget, directory: str, root: Path) -> ResolvedTarget:
+    block = blockdev.find_block(target.device, root)
+    blockdev.require_plain(block, root)
+    found = _fstype_of(block, root)
+    if found is not None and found != target.fstype and not {found, target.fstype} <= _EXT_FAMILY:
+        raise TargetError(
+            f"{target.device} holds {found}, but /etc/kdump.conf says {target.fstype}",
+            hint=f"write: {found} {target.device}",
+        )
+    named = target.device.startswith(("UUID=", "LABEL="))
+    return ResolvedTarget(
+        device=target.device if named else _stable_name(block, target.device, root),
+        fstype=target.fstype,
+        directory=str(PurePosixPath(directory)),
+        block=block,
+    )
+
+
+def _fstype_of(block: str, root: Path) -> str | None:
+    """The filesystem on `block`, from where it is mounted or from blkid; None when neither tells."""
+    if (root / "proc/self/mountinfo").exists():
+        for mount in read_mounts(root):
+            if blockdev.block_by_number(mount.device_number, root) == block:
+                return mount.fstype
+    return blockdev.tag_of(block, "TYPE", root)
+
+
+def _block_of(mount: Mount, path: str, root: Path) -> str:
+    """The block device of a mount. Its number says it, save for filesystems with numbers of their own (btrfs)."""
+    block = blockdev.block_by_number(mount.device_number, root)
+    if block is None and mount.source.startswith("/dev/"):
+        block = blockdev.block_by_path(mount.source, root)
+    if block is not None:
+        return block
+    hint = "name a target on a disk in /etc/kdump.conf, for example: ext4 UUID=..."
+    if mount.fstype in _NETWORK:
+        raise UnsupportedError(f"{path} lies on {mount.source}, a network filesystem ({mount.fstype})", hint=hint)
+    if mount.fstype in {"tmpfs", "ramfs"}:
+        raise TargetError(f"{path} lies on a {mount.fstype}, which does not outlive a crash", hint=hint)
+    raise TargetError(f"{path} lies on a {mount.fstype} filesystem without a block device", hint=hint)
+
+
+def _stable_name(block: str, fallback: str, root: Path) -> str:
+    """A name that holds when the capture kernel finds the disks in another order."""
+    for tag in ("UUID", "LABEL"):
+        value = blockdev.tag_of(block, tag, root)
+        if value is not None:
+            return f"{tag}={value}"
+    return fallback if fallback.startswith("/dev/") and fallback != "/dev/root" else f"/dev/{block}"

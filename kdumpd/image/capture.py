@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the capture kernel is told, put together from kdump.conf and the resolved target; and where init lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdumpd.config.model import CaptureConfig, Config
+from kdumpd.errors import BuildError
+from kdumpd.host.mounts import ResolvedTarget
+
+_INIT = "initramfs/busybox/init"
+# A checkout is asked first, so that what is tried out there is what runs.
+_PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
+
+
+def capture_config(config: Config, resolved: ResolvedTarget, hostname: str, release: str) -> CaptureConfig:
+    """The settings of a capture by kernel `release` on machine `hostname`."""
+    return CaptureConfig(
+        hostname=hostname,
+        kernel=release,
+        device=resolved.device,
+        fstype=resolved.fstype,
+        directory=resolved.directory,
+        level=config.level,
+        compression=config.compression,
+        final_action=config.final_action,
+        failure_action=config.failure_action,
+    )
+
+
+def find_init(places: tuple[Path, ...] = _PLACES) -> Path:
+    """The init script of the capture image. Raises BuildError when kdumpd is not installed whole."""
+    for place in places:
+        if (place / _INIT).is_file():
+            return place / _INIT
+    raise BuildError(
+        f"the init of the capture image is missing: no {_INIT} in {' or '.join(map(str, places))}",
+        hint="install kdumpd again",
+    )

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes into the capture image: the tree of entries, each with the host's file it was made of.
+
+Puts together what `pyclosure`, `elf` and `kmodules` find. Neither packs nor writes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from kdumpd.config.model import CaptureConfig
+from kdumpd.errors import BuildError, os_reason
+from kdumpd.image import bytecode, elf, kmodules, pyclosure
+from kdumpd.image.cpio import Entry
+from kdumpd.image.record import MODULES_PATH, FileRecord, Source
+
+IMAGE_PACKAGE = "usr/lib/python3/dist-packages/kdumpd"
+BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
+# What init and the collector call; `applets` checks that this busybox has them.
+APPLETS = (
+    *("cat", "date", "dmesg", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
+    *("poweroff", "ps", "reboot", "rm", "sh", "sleep", "stat", "sync", "umount"),
+)
+DEFAULT_DEADLINE_SECONDS = 3600
+
+_FOLDERS = ("dev", "etc/kdumpd", "proc", "run", "sys", "tmp", "mnt")
+# Distributions merged these into /usr; the image is built merged, wherever the host's files lie.
+_MERGED = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "lib32": "usr/lib32"}
+
+
+@dataclasses.dataclass(slots=True)
+class Tree:
+    """Entries by path, with their sources. Adding the same path again with other content is an error."""
+
+    entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    sources: dict[str, Source] = dataclasses.field(default_factory=dict)
+
+    def add(self, entry: Entry, source: Source | None = None) -> None:
+        """Adds an entry and the folders above it."""
+        known = self.entries.get(entry.path)
+        if known is not None and known != entry:
+            raise BuildError(f"two different files would be /{entry.path} in the capture image")
+        parent = str(PurePosixPath(entry.path).parent)
+        if parent != "." and parent not in self.entries:
+            self.add(Entry(path=parent, mode=stat.S_IFDIR | 0o755))
+        self.entries[entry.path] = entry
+        if source is not None:
+            self.sources[entry.path] = source
+
+    def add_file(self, path: str, source: str, content: bytes | None = None) -> None:
+        """Adds the host's file `source`, or `content` made of it, at `path` (absolute or not)."""
+        data, facts = read_source(source)
+        executable = os.access(source, os.X_OK) and content is None
+        mode = stat.S_IFREG | (0o755 if executable else 0o644)
+        self.add(Entry(path=merged(path), mode=mode, content=data if content is None else content), facts)
+
+    def add_text(self, path: str, text: str) -> None:
+        """Adds a file that was written for this image."""
+        self.add(Entry(path=path, mode=stat.S_IFREG | 0o600, content=text.encode()))
+
+    def add_link(self, path: str, target: str) -> None:
+        """Adds a symbolic link."""
+        self.add(Entry(path=path, mode=stat.S_IFLNK | 0o777, content=target.encode()))
+
+    def records(self) -> tuple[FileRecord, ...]:
+        """The record of every entry, sorted by path."""
+        return tuple(record_of(entry, self.sources.get(path)) for path, entry in sorted(self.entries.items()))
+
+
+def record_of(entry: Entry, source: Source | None = None) -> FileRecord:
+    """What a record says of an entry; a device node's content is its number."""
+    content = entry.content if not stat.S_ISCHR(entry.mode) else "{}:{}".format(*entry.device).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return FileRecord(path=entry.path, mode=entry.mode, size=len(entry.content), sha256=digest, source=source)
+
+
+def read_source(path: str) -> tuple[bytes, Source]:
+    """A file of the host and the facts to find out later whether it changed. Raises BuildError."""
+    try:
+        with open(path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            data = stream.read()
+    except OSError as error:
+        raise BuildError(f"{path}, which the capture image needs, cannot be read: {os_reason(error)}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    return data, Source(
+        path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns, sha256=digest
+    )
+
+
+def merged(path: str) -> str:
+    """`path` without its leading slash, with /lib, /bin and the like in their places below /usr."""
+    first, separator, rest = path.lstrip("/").partition("/")
+    return f"{_MERGED[first]}/{rest}" if separator and first in _MERGED else path.lstrip("/")
+
+
+def skeleton(capture: CaptureConfig, init: Path, deadline_seconds: int = DEFAULT_DEADLINE_SECONDS) -> Tree:
+    """Folders, links, the console, init and its settings."""
+    tree = Tree()
+    for folder in (*_FOLDERS, *_MERGED.values()):
+        tree.add(Entry(path=folder, mode=stat.S_IFDIR | 0o755))
+    for name, target in _MERGED.items():
+        tree.add_link(name, target)
+    # The kernel opens it for init before anything is mounted.
+    tree.add(Entry(path="dev/console", mode=stat.S_IFCHR | 0o600, device=(5, 1)))
+    data, facts = read_source(str(init))
+    tree.add(Entry(path="init", mode=stat.S_IFREG | 0o755, content=data), facts)
+    tree.add_text("etc/kdumpd/capture.json", capture.to_json())
+    tree.add_text("etc/kdumpd/final-action", f"{capture.final_action}\n")
+    tree.add_text("etc/kdumpd/failure-action", f"{capture.failure_action}\n")
+    tree.add_text("etc/kdumpd/deadline", f"{deadline_seconds}\n")
+    return tree
+
+
+def add_busybox(tree: Tree, listed: Sequence[str], busybox: str) -> list[str]:
+    """The shell and its tools; returns the ELF files added. Raises BuildError when an applet is missing."""
+    missing = [name for name in APPLETS if name not in listed]
+    if missing:
+        raise BuildError(
+            f"{busybox} lacks {', '.join(missing)}, which the capture image needs",
+            hint="install busybox-static or busybox of the distribution",
+        )
+    tree.add_file("usr/bin/busybox", busybox)
+    for name in APPLETS:
+        tree.add_link(f"usr/bin/{name}", "busybox")
+    return [busybox]
+
+
+def add_python(tree: Tree, closure: pyclosure.PythonClosure, package_dir: Path, interpreter: str) -> list[str]:
+    """The interpreter, its byte code and extension modules, kdumpd; returns the ELF files added."""
+    executable = Path(os.path.realpath(closure.executable))
+    tree.add_file(f"usr/bin/{executable.name}", str(executable))
+    if executable.name != "python3":
+        tree.add_link("usr/bin/python3", executable.name)
+    own = {str(path): f"{IMAGE_PACKAGE}/{path.relative_to(package_dir)}" for path in closure.own}
+    shown = {path: f"/{place}" for path, place in own.items() if path.endswith(".py")}
+    for path, code in bytecode.compiled(closure, shown, interpreter).items():
+        tree.add_file(f"{own.get(path, path).removesuffix('.py')}.pyc", path, code)
+    for path, place in own.items():
+        if not path.endswith(".py"):
+            tree.add_file(place, path)
+    for path in closure.extensions:
+        tree.add_file(path, path)
+    return [str(executable), *closure.extensions]
+
+
+def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str]) -> None:
+    """The libraries the ELF files need, and those the collector opened by name (seen in its memory map)."""
+    libraries = elf.find_libraries(paths)
+    for library in libraries:
+        tree.add_file(library.target, library.source)
+    # An alternative (libblas) may be mapped from another place than the one chosen: compare by soname.
+    names = {os.path.basename(library.target) for library in libraries}
+    known = {os.path.realpath(path) for path in (*paths, *(library.source for library in libraries))}
+    opened = [path for path in mapped if os.path.realpath(path) not in known and os.path.exists(path)]
+    for path in opened:
+        facts = elf.parse_elf(Path(path).read_bytes(), path)
+        if facts is not None and facts.soname is not None and facts.soname not in names:
+            for library in elf.find_libraries([path]):
+                tree.add_file(library.target, library.source)
+            tree.add_file(path, path)
+
+
+def add_modules(tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str]) -> None:
+    """The kernel modules and the list that init loads."""
+    lines = []
+    for path in paths:
+        source = index.folder / path
+        place = f"usr/lib/modules/{release}/{path.partition('.ko')[0]}.ko"
+        tree.add_file(place, str(source), kmodules.read_module(source))
+        lines.append(f"/{place}\n")
+    tree.add_text(MODULES_PATH, "".join(lines))

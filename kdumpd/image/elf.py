@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Shared libraries: what an ELF file needs, where the host's loader finds it, where the image's loader will.
+
+The image has no ld.so.cache, so a library found through the cache is put where the loader looks anyway: beside
+libc. A library found through a file's own RUNPATH keeps its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kdumpd.errors import BuildError
+
+# Opened by name at run time, so that no file says it needs it: glibc, to end a thread.
+DLOPENED = ("libgcc_s.so.1",)
+# libblas.so.3 is an alternative. OpenBLAS is 30 MB and wants a thread per processor; where the plain one is
+# installed too, the capture kernel gets that.
+_PLAIN_FOLDERS = {"libblas.so.3": "blas", "liblapack.so.3": "lapack"}
+_CACHE_LINE = re.compile(r"^\s+(?P<soname>\S+) \((?P<flags>[^)]*)\) => (?P<path>/.*)$")
+_DEFAULT_DIRS = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ElfFacts:
+    """The dynamic section in short; `machine` is e_machine with the ELF class."""
+
+    machine: tuple[str, int]
+    interpreter: str | None
+    soname: str | None
+    needed: tuple[str, ...]
+    runpath: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A library: the path it was found at, and its path in the image (absolute)."""
+
+    source: str
+    target: str
+
+
+def parse_elf(data: bytes, name: str) -> ElfFacts | None:
+    """The facts of the ELF file `data`, None for anything else. Raises BuildError for a broken one."""
+    if not data.startswith(b"\x7fELF"):
+        return None
+    # Imported late: 7 MB of memory that only a build or a check has use for.
+    from elftools.common.exceptions import ELFError
+    from elftools.construct import ConstructError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        elf = ELFFile(io.BytesIO(data))
+        interpreter, soname, needed, runpath = None, None, [], []
+        for segment in elf.iter_segments():
+            if segment.header.p_type == "PT_INTERP":
+                interpreter = str(segment.get_interp_name())
+            elif segment.header.p_type == "PT_DYNAMIC":
+                for tag in segment.iter_tags():
+                    if tag.entry.d_tag == "DT_NEEDED":
+                        needed.append(str(tag.needed))
+                    elif tag.entry.d_tag == "DT_SONAME":
+                        soname = str(tag.soname)
+                    elif tag.entry.d_tag == "DT_RUNPATH":
+                        runpath.extend(str(tag.runpath).split(":"))
+                    elif tag.entry.d_tag == "DT_RPATH":
+                        runpath.extend(str(tag.rpath).split(":"))
+        machine = (str(elf.header.e_machine), int(elf.elfclass))
+    except (ELFError, ConstructError, ValueError, KeyError, IndexError) as error:
+        raise BuildError(f"{name} is a damaged ELF file: {error}", hint="install its package again") from error
+    return ElfFacts(
+        machine=machine, interpreter=interpreter, soname=soname, needed=tuple(needed), runpath=tuple(runpath)
+    )
+
+
+def parse_ldconfig(text: str) -> dict[str, tuple[str, ...]]:
+    """Soname -> paths, from `ldconfig -p`. Variants for newer processors (hwcap) are left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        match = _CACHE_LINE.match(line)
+        if match and "hwcap" not in match["flags"]:
+            found[match["soname"]] = (*found.get(match["soname"], ()), match["path"])
+    return found
+
+
+def read_ld_cache() -> dict[str, tuple[str, ...]]:
+    """The loader's cache. Empty when ldconfig is missing: then only the default folders count."""
+    for program in ("/usr/sbin/ldconfig", "/sbin/ldconfig"):
+        if os.path.exists(program):
+            done = subprocess.run([program, "-p"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            return parse_ldconfig(done.stdout)
+    return {}
+
+
+def runpath_dirs(facts: ElfFacts, path: str) -> tuple[str, ...]:
+    """The folders of a file's RUNPATH, with $ORIGIN filled in for a file at `path`."""
+    origin = os.path.dirname(path)
+    filled = (part.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for part in facts.runpath if part)
+    return tuple(os.path.normpath(part) for part in filled if part.startswith("/"))
+
+
+def find_libraries(paths: Iterable[str], read: Callable[[str], bytes] | None = None) -> tuple[Library, ...]:
+    """All libraries that the ELF files `paths` need, with the loader, sorted by their place in the image.
+
+    Raises BuildError naming a library that is missing and the file that needs it.
+    """
+    search = _Search(read or (lambda path: Path(path).read_bytes()))
+    for path in paths:
+        search.add(path)
+    search.finish()
+    return tuple(sorted(search.found.values(), key=lambda library: library.target))
+
+
+class _Search:
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
+        self._cache = read_ld_cache()
+        self._machine: tuple[str, int] | None = None
+        self._pending: list[str] = []
+        self._seen: set[str] = set()
+        self.found: dict[str, Library] = {}
+
+    def add(self, path: str) -> None:
+        self._pending.append(path)
+
+    def finish(self) -> None:
+        self._drain()
+        if "libc.so.6" in self.found:
+            for soname in DLOPENED:
+                self._resolve(soname, "the C library", ())
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._pending:
+            path = self._pending.pop()
+            if path in self._seen:
+                continue
+            self._seen.add(path)
+            facts = parse_elf(self._read(path), path)
+            if facts is None:
+                continue
+            self._machine = self._machine or facts.machine
+            if facts.interpreter is not None:
+                self._take(os.path.basename(facts.interpreter), facts.interpreter, facts.interpreter)
+            for soname in facts.needed:
+                self._resolve(soname, path, runpath_dirs(facts, path))
+
+    def _resolve(self, soname: str, needed_by: str, own_dirs: tuple[str, ...]) -> None:
+        if soname in self.found:
+            return
+        for folder in own_dirs:
+            if self._fits(path := f"{folder}/{soname}"):
+                self._take(soname, path, path)
+                return
+        for path in self._candidates(soname):
+            if self._fits(path):
+                self._take(soname, path, f"{self._libc_dir()}/{soname}")
+                return
+        raise BuildError(
+            f"the library {soname}, which {needed_by} needs, is not installed",
+            hint=f"install the package that holds {soname}",
+        )
+
+    def _candidates(self, soname: str) -> list[str]:
+        cached = list(self._cache.get(soname, ()))
+        plain = _PLAIN_FOLDERS.get(soname)
+        if plain is not None:
+            cached = [f"{os.path.dirname(path)}/{plain}/{soname}" for path in cached] + cached
+        return cached + [f"{folder}/{soname}" for folder in _DEFAULT_DIRS]
+
+    def _fits(self, path: str) -> bool:
+        if not os.path.isfile(path):
+            return False
+        facts = parse_elf(self._read(path), path)
+        return facts is not None and facts.machine == self._machine
+
+    def _libc_dir(self) -> str:
+        path = next((path for path in self._candidates("libc.so.6") if self._fits(path)), "/usr/lib/libc.so.6")
+        return os.path.dirname(path)
+
+    def _take(self, soname: str, source: str, target: str) -> None:
+        self.found[soname] = Library(source=source, target=target)
+        self._pending.append(source)

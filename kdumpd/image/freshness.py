@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Is the image on disk still the one a build would make now? Answered without building.
+
+Files of the host are compared by size and times first; only where those differ is the content hashed, so that
+asking costs next to nothing. Whether the image itself is whole is the business of `verify`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import kdumpd
+from kdumpd.config.model import CaptureConfig
+from kdumpd.errors import KdumpError
+from kdumpd.host import blockdev
+from kdumpd.host.kernels import Kernel, read_kernel_config
+from kdumpd.image import kmodules, pyclosure
+from kdumpd.image.capture import find_init
+from kdumpd.image.contents import IMAGE_PACKAGE
+from kdumpd.image.record import ImageRecord, Source
+
+_NAMED_FILES = 3
+
+
+def freshness(
+    record: ImageRecord,
+    capture: CaptureConfig,
+    kernel: Kernel,
+    block: str | None = None,
+    root: Path = Path("/"),
+) -> tuple[str, ...]:
+    """Why the image of `record` is stale, one sentence each; empty while it is fresh.
+
+    With `block` (the target's block device) the modules it would need now are compared as well.
+    """
+    reasons = [*_settings(record, capture), *_kernel(record, kernel)]
+    if record.kdumpd_version != kdumpd.__version__:
+        reasons.append(f"the image was built by kdumpd {record.kdumpd_version}, this is {kdumpd.__version__}")
+    changed = [path for path in map(_changed, _sources(record)) if path is not None]
+    if changed:
+        more = f" and {len(changed) - _NAMED_FILES} more" if len(changed) > _NAMED_FILES else ""
+        reasons.append(f"files in the image changed on the host: {', '.join(changed[:_NAMED_FILES])}{more}")
+    reasons.extend(_own_files(record))
+    if block is not None and not reasons:
+        reasons.extend(_modules(record, capture, kernel, block, root))
+    return tuple(reasons)
+
+
+def _settings(record: ImageRecord, capture: CaptureConfig) -> list[str]:
+    names = [field.name for field in dataclasses.fields(CaptureConfig) if field.name != "kernel"]
+    return [
+        f"{name.replace('_', ' ')} changed from {getattr(record.capture, name)} to {getattr(capture, name)}"
+        for name in names
+        if getattr(record.capture, name) != getattr(capture, name)
+    ]
+
+
+def _kernel(record: ImageRecord, kernel: Kernel) -> list[str]:
+    if record.kernel != kernel.release:
+        return [f"the image was built for kernel {record.kernel}, wanted is {kernel.release}"]
+    if record.kernel_image.path != str(kernel.image) or _changed(record.kernel_image) is not None:
+        return [f"the kernel image {kernel.image} changed"]
+    return []
+
+
+def _sources(record: ImageRecord) -> list[Source]:
+    return [entry.source for entry in record.files if entry.source is not None]
+
+
+def _changed(source: Source) -> str | None:
+    """The path of a source that is gone or has other content."""
+    try:
+        status = os.stat(source.path)
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if facts == (source.size, source.mtime_ns, source.ctime_ns):
+            return None
+        if status.st_size == source.size:
+            with open(source.path, "rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() == source.sha256:
+                    return None
+    except OSError:
+        return source.path  # gone or unreadable: a build would fail or find another
+    return source.path
+
+
+def _own_files(record: ImageRecord) -> list[str]:
+    """Files of kdumpd that are new, or that lie elsewhere: another installation than the image's."""
+    used = {entry.source.path for entry in record.files if entry.source and entry.path.startswith(IMAGE_PACKAGE)}
+    if used != set(map(str, pyclosure.own_files())):
+        return ["the image holds another installation of kdumpd than this one"]
+    init = next((entry.source for entry in record.files if entry.path == "init"), None)
+    try:
+        return [] if init is not None and init.path == str(find_init()) else ["the image has another init"]
+    except KdumpError as error:
+        return [error.sentence]
+
+
+def _modules(record: ImageRecord, capture: CaptureConfig, kernel: Kernel, block: str, root: Path) -> list[str]:
+    try:
+        index = kmodules.read_index(kernel)
+        config = read_kernel_config(kernel.release, root)
+        wanted = kmodules.needed_modules(index, blockdev.read_chain(block, root), capture.fstype, config)
+    except KdumpError as error:
+        return [f"the modules for the target cannot be found any more: {error.sentence}"]
+    used = [kmodules.module_name(path) for path in record.modules]
+    now = [kmodules.module_name(path) for path in wanted]
+    return [] if used == now else [f"the target needs the modules {' '.join(now) or '(none)'} now"]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packing the archive in a way the kernel can unpack, and unpacking it again for the check.
+
+The capture kernel lives in a few dozen MB, so the window of zstd is kept small: the kernel sets memory of that
+size aside while it unpacks (lib/decompress_unzstd.c).
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Mapping
+
+import zstandard
+
+from kdumpd.errors import BuildError
+
+_ZSTD_LEVEL = 9
+_WINDOW_LOG = 22  # 4 MiB
+_GZIP_LEVEL = 6
+_UNPACKED_LIMIT = 1 << 30
+
+
+def choose(kernel_config: Mapping[str, str] | None) -> str:
+    """ "zstd", "gzip" or "none": the best this kernel unpacks (CONFIG_RD_*); "none" if nobody can tell."""
+    if kernel_config is None:
+        return "none"
+    if kernel_config.get("CONFIG_RD_ZSTD") == "y":
+        return "zstd"
+    return "gzip" if kernel_config.get("CONFIG_RD_GZIP") == "y" else "none"
+
+
+def pack(archive: bytes, compression: str) -> bytes:
+    """`archive` packed; equal bytes give equal bytes."""
+    if compression == "zstd":
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            _ZSTD_LEVEL,
+            source_size=len(archive),
+            window_log=_WINDOW_LOG,
+            write_checksum=True,
+            write_content_size=True,
+            threads=0,
+        )
+        return zstandard.ZstdCompressor(compression_params=parameters).compress(archive)
+    if compression == "gzip":
+        return gzip.compress(archive, compresslevel=_GZIP_LEVEL, mtime=0)
+    return archive
+
+
+def unpack(packed: bytes, compression: str) -> bytes:
+    """Undoes `pack`. Raises BuildError when the bytes are cut short or damaged."""
+    try:
+        if compression == "zstd":
+            size = zstandard.frame_content_size(packed)
+            if not 0 <= size <= _UNPACKED_LIMIT:
+                raise BuildError("the packed capture image does not say its size", hint="kdumpctl rebuild")
+            return zstandard.ZstdDecompressor().decompress(packed)
+        if compression == "gzip":
+            # For Python no bytes at all are a gzip file too.
+            return gzip.decompress(packed or b"empty")
+    except (zstandard.ZstdError, OSError, EOFError, zlib.error) as error:
+        raise BuildError(
+            f"the packed capture image is damaged: {error}", hint="rebuild the image: kdumpctl rebuild"
+        ) from error
+    return packed

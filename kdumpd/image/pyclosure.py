@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which Python files the collector needs, found by importing it in a fresh interpreter.
+
+kdumpd's own rooms are taken whole, so that an import made late never fails in the capture kernel. Says only
+what is needed; turning sources into byte code is the business of `bytecode`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import kdumpd
+from kdumpd.errors import BuildError
+
+INTERPRETER = "/usr/bin/python3"
+PACKAGE_DIR = Path(kdumpd.__file__).resolve().parent
+
+# What the collector imports, now or later in its run.
+COLLECTOR_MODULES = ("kdumpd.collector.__main__", "kdumpd.collector.capture")
+# What the interpreter itself reaches for: to start with -m, to decode, to print a traceback.
+RUNTIME_MODULES = (
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "linecache",
+    "mmap",
+    "numpy",
+    "pkgutil",
+    "runpy",
+    "site",
+    "traceback",
+    "zstandard",
+)
+# Called by name from numpy's C code, long after its import; where they lie depends on numpy's version.
+OPTIONAL_MODULES = tuple(
+    f"numpy.{core}.{name}"
+    for core in ("core", "_core")
+    for name in ("_dtype", "_dtype_ctypes", "_exceptions", "_internal", "_methods", "_ufunc_config")
+)
+CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "targets", "collector")
+
+_SECONDS = 300
+
+# Runs with -I -S -B: no environment, no .pth files and nothing written, so that only the collector's own
+# imports are seen and the host is left as it was.
+_PROBE = """
+import importlib, importlib.util, json, sys
+request = json.load(sys.stdin)
+import site
+sys.path.extend(path for path in site.getsitepackages() if not path.startswith("/usr/local/"))
+sys.path[:0] = request["path"]
+for name in request["needed"]:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(json.dumps({"missing": error.name or name, "wanted": name, "why": str(error)}))
+        sys.exit(0)
+for name, attributes in request["optional"]:
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        continue
+    for attribute in attributes:
+        getattr(module, attribute, None)  # some packages import on first use (concurrent.futures)
+files = {}
+for module in list(sys.modules.values()):
+    spec = getattr(module, "__spec__", None)
+    path = getattr(module, "__file__", None)
+    if path:
+        files[path] = getattr(spec, "cached", None)
+with open("/proc/self/maps") as maps:
+    mapped = sorted({line.split(None, 5)[5].strip() for line in maps if ".so" in line})
+print(json.dumps({"files": files, "mapped": mapped, "executable": sys.executable,
+                  "magic": importlib.util.MAGIC_NUMBER.hex()}))
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PythonClosure:
+    """What an interpreter loaded: sources with their cached byte code, extension modules, mapped libraries.
+
+    `own` are the files of kdumpd itself. `magic` marks the byte code this interpreter reads.
+    """
+
+    executable: Path
+    magic: bytes
+    sources: Mapping[str, str | None]
+    extensions: tuple[str, ...]
+    mapped: tuple[str, ...]
+    own: tuple[Path, ...]
+
+
+def find_closure(
+    interpreter: str = INTERPRETER,
+    package_dir: Path = PACKAGE_DIR,
+    modules: Sequence[str] = COLLECTOR_MODULES,
+) -> PythonClosure:
+    """Imports `modules` of the kdumpd in `package_dir`. Raises BuildError naming a module that is missing."""
+    answer = _probe(interpreter, package_dir, modules)
+    if "missing" in answer:
+        raise BuildError(
+            f"the collector cannot be put into the image: Python module {answer['missing']} is missing"
+            f" ({answer['wanted']}: {answer['why']})",
+            hint="install python3-numpy and python3-zstandard, or the kdumpd package again",
+        )
+    files: dict[str, str | None] = answer["files"]
+    foreign = {path: cached for path, cached in files.items() if not _is_below(path, package_dir)}
+    return PythonClosure(
+        executable=Path(answer["executable"]),
+        magic=bytes.fromhex(answer["magic"]),
+        sources={path: cached for path, cached in sorted(foreign.items()) if path.endswith(".py")},
+        extensions=tuple(sorted(path for path in foreign if not path.endswith((".py", ".pyc")))),
+        mapped=tuple(answer["mapped"]),
+        own=own_files(package_dir),
+    )
+
+
+def own_files(package_dir: Path = PACKAGE_DIR) -> tuple[Path, ...]:
+    """The sources and data files of the rooms that live in the capture kernel."""
+    found: list[Path] = []
+    for room in CAPTURE_ROOMS:
+        place = package_dir / room
+        found.extend([place] if place.is_file() else place.rglob("*"))
+    return tuple(sorted(path for path in found if path.suffix in {".py", ".json"} and path.is_file()))
+
+
+def own_modules(files: Sequence[Path], package_dir: Path = PACKAGE_DIR) -> tuple[str, ...]:
+    """The names to import the sources among `files` by."""
+    names = []
+    for path in files:
+        if path.suffix == ".py":
+            parts = path.relative_to(package_dir.parent).with_suffix("").parts
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return tuple(names)
+
+
+def imports_in(files: Sequence[Path]) -> dict[str, list[str]]:
+    """Every module that the sources name in an import anywhere, with the names taken from it.
+
+    Importing a module does not run the imports inside its functions; the capture kernel may.
+    """
+    found: dict[str, set[str]] = {}
+    for path in files:
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    found.setdefault(alias.name, set())
+            elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+                found.setdefault(node.module, set()).update(alias.name for alias in node.names)
+    return {module: sorted(names) for module, names in sorted(found.items())}
+
+
+def run_python(interpreter: str, script: str, request: object, purpose: str) -> Any:
+    """Runs `script` in `interpreter`, JSON in and JSON out. Raises BuildError when it fails."""
+    try:
+        done = subprocess.run(
+            [interpreter, "-I", "-S", "-B", "-c", script],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{purpose} failed: {error}", hint=f"{interpreter} must run") from error
+    lines = done.stderr.strip().splitlines()
+    if done.returncode != 0:
+        reason = lines[-1] if lines else f"{interpreter} ended with status {done.returncode}"
+        raise BuildError(f"{purpose} failed: {reason}", hint=f"{interpreter} must run and be whole")
+    try:
+        return json.loads(done.stdout)
+    except ValueError as error:
+        raise BuildError(f"{purpose} failed: {interpreter} gave no answer: {error}") from error
+
+
+def _probe(interpreter: str, package_dir: Path, modules: Sequence[str]) -> Any:
+    files = own_files(package_dir)
+    try:
+        late = imports_in(files)
+    except (OSError, SyntaxError) as error:
+        raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
+    request = {
+        "path": [str(package_dir.parent)],
+        "needed": [*RUNTIME_MODULES, *modules, *own_modules(files, package_dir)],
+        "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],
+    }
+    return run_python(interpreter, _PROBE, request, "finding the collector's Python modules")
+
+
+def _is_below(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder)

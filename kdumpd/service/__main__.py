@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`python3 -m kdumpd.service`: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import kdumpd
+from kdumpd.errors import KdumpError
+from kdumpd.host.kexec import KexecLoader
+from kdumpd.service.actions import Builder
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of kdumpd(8)."""
+    parser = argparse.ArgumentParser(prog="kdumpd", description="Keeps this machine ready to save a crash dump.")
+    parser.add_argument("--version", action="version", version=f"kdumpd {kdumpd.__version__}")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="read facts below this folder")
+    parser.add_argument("--state-dir", type=Path, help="folder of the images (default: /var/lib/kdumpd below the root)")
+    parser.add_argument("--run-dir", type=Path, help="folder of this boot's records (default: /run/kdumpd)")
+    parser.add_argument("--bus-address", help="D-Bus address (default: the system bus)")
+    parser.add_argument(
+        "--interval", type=float, default=30.0, metavar="SECONDS", help="time between two looks (default: 30)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(
+    arguments: list[str] | None = None, *, loader: KexecLoader | None = None, builder: Builder | None = None
+) -> int:
+    """Runs the daemon until SIGTERM. `loader` and `builder` are others only in tests."""
+    options = parse_arguments(arguments)
+    try:
+        from kdumpd.service.daemon import Daemon
+    except ModuleNotFoundError as missing:
+        print(
+            f"kdumpd: the Python module {missing.name} is not installed "
+            "(apt install python3-gi python3-pydbus python3-systemd)",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        return Daemon(options, loader=loader, builder=builder).run()
+    except KdumpError as error:
+        print(f"kdumpd: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the service does to the machine: builds images, loads and unloads the capture kernel, keeps the record of it.
+
+The kernel drops the old capture kernel at the beginning of a load. So everything is checked before, a second link to
+the loaded image is kept, and when a load fails the previous pair is loaded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from kdumpd.errors import KdumpError, LoadError, os_reason
+from kdumpd.host.cmdline import capture_cmdline, read_boot_apicid, read_cmdline
+from kdumpd.host.kexec import KexecLoader, Pair, read_loaded
+from kdumpd.host.machine import now_usec
+from kdumpd.service.estimate import mib
+from kdumpd.service.journal import Event, Journal
+from kdumpd.service.model import Facts, LoadedRecord
+from kdumpd.service.places import Places
+from kdumpd.service.records import LoadedFile
+
+
+class Builder(Protocol):
+    """How the service gets an image built."""
+
+    def build(self, release: str) -> str:
+        """Builds the image for kernel `release`, returns one line about it. Raises BuildError."""
+
+    def stop(self) -> None:
+        """Ends a build under way and starts no other: the service stops."""
+
+
+class Actor:
+    """The hands of the engine."""
+
+    def __init__(self, places: Places, loader: KexecLoader, builder: Builder, journal: Journal) -> None:
+        self._places = places
+        self._loader = loader
+        self._builder = builder
+        self._journal = journal
+
+    def build(self, release: str) -> None:
+        """Builds the image of `release` and tells the journal. Raises BuildError."""
+        start = time.monotonic()
+        line = self._builder.build(release)
+        usec = int((time.monotonic() - start) * 1e6)
+        self._journal.tell(
+            Event.BUILT,
+            f"Built the capture image of kernel {release} in {usec / 1e6:.1f} s: {line}",
+            kernel=release,
+            duration_usec=usec,
+        )
+
+    def load(self, facts: Facts) -> None:
+        """Loads kernel and image of `facts`, or the previous pair when that fails. Raises KdumpError."""
+        if facts.kernel is None or facts.image.image_id is None:
+            raise LoadError("There is no kernel or no image to load", hint="kdumpctl status")
+        record = LoadedRecord(
+            boot_id=facts.machine.boot_id,
+            release=facts.machine.release,
+            image_id=facts.image.image_id,
+            kernel=str(facts.kernel),
+            initrd=str(facts.image.path),
+            initrd_sha256=facts.image.sha256,
+            cmdline=self._cmdline(facts),
+            loaded_usec=now_usec(),
+        )
+        file = LoadedFile(self._places.run_dir, facts.machine.boot_id)
+        start = time.monotonic()
+        _note(lambda: file.begin(record), self._places.run_dir)
+        try:
+            self._loader.load(_pair(record))
+        except KdumpError as error:
+            raise self._restore(file, facts.loaded, error) from error
+        kept = self._keep(Path(record.initrd))
+        # Should this fail, loading.json stays and tells that the record does not fit what the kernel holds.
+        _note(lambda: file.commit(dataclasses.replace(record, initrd=str(kept))), self._places.run_dir)
+        usec = int((time.monotonic() - start) * 1e6)
+        self._journal.tell(
+            Event.LOADED,
+            f"Loaded the capture kernel {record.release}, {mib(facts.reserved_bytes)} reserved",
+            kernel=record.release,
+            initramfs=record.initrd,
+            image_id=record.image_id,
+            reserved_bytes=facts.reserved_bytes,
+            duration_usec=usec,
+        )
+
+    def unload(self, facts: Facts) -> None:
+        """Unloads whatever the kernel holds. Raises KdumpError."""
+        self._loader.unload()
+        LoadedFile(self._places.run_dir, facts.machine.boot_id).forget()
+        self._journal.tell(Event.UNLOADED, "Unloaded the capture kernel on request", kernel=facts.machine.release)
+
+    def _cmdline(self, facts: Facts) -> str:
+        running = read_cmdline(self._places.root)
+        apicid = read_boot_apicid(self._places.root)
+        return capture_cmdline(running, facts.machine.arch, boot_apicid=apicid)
+
+    def _restore(self, file: LoadedFile, previous: LoadedRecord | None, error: KdumpError) -> KdumpError:
+        """After a failed load: the error to raise, once the previous pair is back if there was one."""
+        if read_loaded(self._places.root):
+            # The checks before the call failed, so nothing was touched.
+            with contextlib.suppress(OSError):
+                file.abandon()
+            return error
+        with contextlib.suppress(OSError):
+            file.forget()
+        if previous is None:
+            return error
+        try:
+            self._loader.load(_pair(previous))
+            file.commit(previous)
+        except (KdumpError, OSError) as second:
+            return LoadError(
+                f"{error.sentence}; the previous image could not be loaded again: {second}", hint=error.hint
+            )
+        return LoadError(f"{error.sentence}; the previous image is loaded again", hint=error.hint)
+
+    def _keep(self, initrd: Path) -> Path:
+        """A link to `initrd` that a newer build does not replace; `initrd` itself where links do not work."""
+        kept = self._places.kept_initrd
+        temporary = kept.with_name(".initrd.new")
+        try:
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            if kept.exists() and kept.samefile(initrd):
+                return kept
+            os.link(initrd, temporary)
+            temporary.rename(kept)
+        except OSError:
+            return initrd
+        return kept
+
+
+def _pair(record: LoadedRecord) -> Pair:
+    return Pair(
+        kernel=Path(record.kernel),
+        initrd=Path(record.initrd),
+        initrd_sha256=record.initrd_sha256,
+        cmdline=record.cmdline,
+    )
+
+
+def _note(write: Callable[[], None], folder: Path) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise LoadError(f"What is loaded cannot be noted in {folder}: {os_reason(error)}") from error

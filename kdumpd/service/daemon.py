@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's frame: the main loop, signals, the bus, the service manager. All work is done by the engine's thread.
+
+The machine is armed without a bus too: the daemon starts, tells the journal, and tries the bus again at each look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from gi.repository import GLib
+
+from kdumpd.errors import KdumpError, ServiceUnreachableError
+from kdumpd.host.kexec import FileLoader, KexecLoader
+from kdumpd.host.machine import read_machine
+from kdumpd.service import notify
+from kdumpd.service.actions import Actor, Builder
+from kdumpd.service.builder import SubprocessBuilder
+from kdumpd.service.dbus.adapter import Link
+from kdumpd.service.dbus.manager import Manager
+from kdumpd.service.engine import Engine
+from kdumpd.service.journal import Event, Journal
+from kdumpd.service.places import Places
+from kdumpd.service.status import Status
+
+_STOP_SECONDS = 10.0
+_AGAIN: bool = GLib.SOURCE_CONTINUE
+
+
+class Daemon:
+    """One run of the service."""
+
+    def __init__(
+        self, options: argparse.Namespace, *, loader: KexecLoader | None = None, builder: Builder | None = None
+    ) -> None:
+        usual = Places.below(options.root)
+        self._places = Places(
+            root=options.root,
+            state_dir=options.state_dir or usual.state_dir,
+            run_dir=options.run_dir or usual.run_dir,
+        )
+        self._bus_address: str | None = options.bus_address
+        self._interval_ms = max(1, int(options.interval * 1000))
+        self._journal = Journal()
+        self._builder: Builder = builder or SubprocessBuilder(self._places)
+        arch = read_machine(options.root).arch
+        actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
+        self._engine = Engine(self._places, actor, self._journal, self._show)
+        self._loop = GLib.MainLoop()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._manager: Manager | None = None
+        self._link: Link | None = None
+        self._bus_trouble = False
+        self._status_line = ""
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Runs until SIGTERM or SIGINT; returns the exit status."""
+        os.umask(0o077)
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="<3>%(name)s: %(message)s")
+        for folder in (self._places.state_dir, self._places.run_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._manager = Manager(self._engine, self._engine.first_status())
+        self._connect()
+        self._worker.start()
+        self._add_sources()
+        notify.ready(self._status_line)
+        self._jobs.put(self._engine.check)
+        self._loop.run()
+        return self._stop()
+
+    def _add_sources(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, self._on_stop)
+        GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGHUP, self._on_hangup)
+        GLib.timeout_add(self._interval_ms, self._on_look)
+        half = notify.watchdog_usec()
+        if half is not None:
+            GLib.timeout_add(max(1, half // 1000), self._on_watchdog)
+
+    def _on_look(self) -> bool:
+        if self._link is None:
+            self._connect()
+        if self._jobs.empty():
+            self._jobs.put(self._engine.check)
+        return _AGAIN
+
+    def _on_hangup(self) -> bool:
+        notify.reloading()
+        self._jobs.put(self._recheck)
+        return _AGAIN
+
+    def _recheck(self) -> None:
+        try:
+            self._engine.check(patient=False)
+        finally:
+            notify.ready(self._status_line)
+
+    def _on_watchdog(self) -> bool:
+        notify.watchdog()
+        return _AGAIN
+
+    def _on_stop(self) -> bool:
+        notify.stopping()
+        self._loop.quit()
+        return _AGAIN
+
+    def _connect(self) -> None:
+        """Gets onto the bus if it can be had; says so once when it cannot."""
+        assert self._manager is not None
+        try:
+            self._link = Link(self._manager, address=self._bus_address, on_closed=self._on_bus_closed)
+            self._bus_trouble = False
+        except ServiceUnreachableError as error:
+            if not self._bus_trouble:
+                self._bus_trouble = True
+                self._journal.tell(Event.FAULT, f"No D-Bus: {error}; the machine is kept armed without it")
+
+    def _on_bus_closed(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _show(self, status: Status) -> None:
+        """Takes a new status to the bus and to the service manager. Called by the engine, in any thread."""
+        if self._manager is not None:
+            self._manager.publish(status)
+        line = f"{status.activity}: {status.release}" if status.activity else status.state.headline
+        if line != self._status_line:
+            self._status_line = line
+            notify.status(line)
+
+    def _work(self) -> None:
+        """The engine's thread: one job after the other. A fault in one is told and does not end the service."""
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except KdumpError as error:
+                self._journal.tell(Event.FAULT, str(error))
+            except Exception:
+                logging.getLogger(__name__).exception("A look at the machine failed")
+
+    def _stop(self) -> int:
+        """Leaves: an unfinished build is ended, the capture kernel stays loaded."""
+        self._builder.stop()
+        self._jobs.put(None)
+        self._worker.join(_STOP_SECONDS)
+        if self._link is not None:
+            self._link.close()
+        return self._exit_code

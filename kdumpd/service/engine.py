@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine: gathers facts, publishes the status, carries out plans. One thing at a time, never in the main loop.
+
+Knows the order of work. Judging is `state.py`, choosing is `plan.py`, loading and building are `actions.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from kdumpd.config.model import Config
+from kdumpd.config.parse import read_config
+from kdumpd.crashes.index import Crash
+from kdumpd.errors import (
+    BusyError,
+    ConfigError,
+    KdumpError,
+    LoadError,
+    NotFoundError,
+    NotReservedError,
+    TargetError,
+    UnsupportedError,
+)
+from kdumpd.service.actions import Actor
+from kdumpd.service.crashwatch import CrashWatch
+from kdumpd.service.facts import gather
+from kdumpd.service.images import ImageReader
+from kdumpd.service.journal import Event, Journal
+from kdumpd.service.model import Code, Facts, Failure, Reason, Rung
+from kdumpd.service.places import Places
+from kdumpd.service.plan import Plan, make_plan
+from kdumpd.service.records import LoadedFile
+from kdumpd.service.status import Status, make_status
+
+_FIRST_RETRY_SECONDS = 30.0
+_LAST_RETRY_SECONDS = 3600.0
+_TURN_SECONDS = 5.0  # a check is over in much less
+
+# Which error a refused `Load` gives, by the reason that stands in its way.
+_REFUSALS: dict[Code, type[KdumpError]] = {
+    Code.KEXEC_MISSING: UnsupportedError,
+    Code.ARCH_UNSUPPORTED: UnsupportedError,
+    Code.CRASHKERNEL_MISSING: NotReservedError,
+    Code.CRASHKERNEL_IGNORED: NotReservedError,
+    Code.CONFIG_ERROR: ConfigError,
+    Code.KERNEL_NOT_FOUND: NotFoundError,
+    Code.TARGET_UNUSABLE: TargetError,
+    Code.LOADING_DISABLED: LoadError,
+}
+
+
+class Engine:
+    """All methods may be called from any thread but the main loop's."""
+
+    def __init__(self, places: Places, actor: Actor, journal: Journal, publish: Callable[[Status], None]) -> None:
+        self._places = places
+        self._actor = actor
+        self._journal = journal
+        self._publish_to = publish
+        self._images = ImageReader(places)
+        self._crash_watch = CrashWatch(places, journal)
+        self._turn_lock = threading.Lock()
+        self._working = False
+        self._held = False
+        self._failure: Failure | None = None
+        self._failures = 0
+        self._next_try = 0.0
+        self._told: tuple[Rung, Code | None] | None = None
+
+    def first_status(self) -> Status:
+        """The status before anything was done, for the bus and for READY=1. The journal waits for what comes of it."""
+        with self._turn():
+            status = make_status(self._gather())
+            self._publish_to(status)
+            return status
+
+    def check(self, *, patient: bool = True) -> None:
+        """The look that is taken again and again: arms the machine when it can be armed.
+
+        After a failure it waits longer each time; not `patient` means that something changed and it tries at once.
+        """
+        try:
+            with self._turn():
+                facts = self._gather()
+                plan = make_plan(facts)
+                if not patient:
+                    self._next_try = 0.0
+                if plan and time.monotonic() >= self._next_try:
+                    with contextlib.suppress(KdumpError):  # noted as `failure`, told to the journal, shown in the state
+                        self._apply(plan)
+                else:
+                    self._publish(facts)
+        except BusyError:
+            return  # whoever is at work publishes the outcome
+
+    def load(self) -> None:
+        """See Manager.Load. Raises KdumpError."""
+        with self._turn():
+            self._held = False
+            self._do(make_plan(self._gather(), asked=True))
+
+    def rebuild(self) -> None:
+        """See Manager.Rebuild. Raises KdumpError."""
+        with self._turn():
+            self._held = False
+            plan = make_plan(self._gather(), asked=True, rebuild=True)
+            if not plan.build:
+                self._refuse(self._gather())
+            self._do(plan)
+
+    def reload(self) -> None:
+        """See Manager.Reload. Raises KdumpError."""
+        with self._turn():
+            facts = self._gather()
+            by_other = facts.crash_loaded and facts.loaded is None and not facts.load_interrupted
+            if facts.config_errors:
+                self._publish(facts)
+                self._refuse(facts)
+            plan = make_plan(facts, asked=not by_other and not self._held)
+            if plan or not (by_other or self._held):
+                self._do(plan)
+            else:
+                self._publish(facts)
+
+    def unload(self) -> None:
+        """See Manager.Unload. Raises KdumpError."""
+        with self._turn():
+            facts = self._gather()
+            self._held = True
+            try:
+                if facts.crash_loaded:
+                    with self._work("unloading", facts):
+                        self._actor.unload(facts)
+                self._failure = None
+            except KdumpError as error:
+                self._held = False
+                self._fail(Code.UNLOAD_FAILED, error)
+                raise
+            finally:
+                self._publish(self._gather())
+
+    def crashes(self) -> tuple[Crash, ...]:
+        """The crashes that arrived, oldest first. Raises TargetError when they cannot be seen."""
+        return self._crash_watch.read(read_config(self._places.root))
+
+    def _do(self, plan: Plan) -> None:
+        """Carries out what a person asked for."""
+        if not plan.load:
+            facts = self._gather()
+            self._publish(facts)
+            self._refuse(facts)
+        self._apply(plan)
+
+    def _refuse(self, facts: Facts) -> None:
+        """Raises the error that fits the first reason which stands in the way of loading."""
+        if facts.security.load_disabled:
+            raise LoadError(
+                "The kernel loads no capture kernel until the next boot: kernel.kexec_load_disabled is 1",
+                hint="remove kernel.kexec_load_disabled from /etc/sysctl.d and boot again",
+            )
+        reasons: tuple[Reason, ...] = make_status(facts).state.reasons
+        for reason in reasons:
+            if reason.code in _REFUSALS:
+                raise _REFUSALS[reason.code](reason.sentence, hint=reason.cure or None)
+        raise LoadError(reasons[0].sentence if reasons else "There is nothing to load", hint="kdumpctl status")
+
+    def _apply(self, plan: Plan) -> None:
+        """Builds, then looks again, then loads. Raises the first KdumpError after everything was tried."""
+        first: KdumpError | None = None
+        if plan.build:
+            first = self._try_build()
+        facts = self._gather()
+        # A build that failed must not keep an older image from being loaded into an empty place.
+        wanted = plan.load if first is None else not facts.crash_loaded
+        if wanted and facts.image.usable and facts.kernel is not None and not facts.security.load_disabled:
+            error = self._try_load(facts)
+            first = first or error
+        if first is None:
+            self._failure = None
+            self._failures = 0
+            self._next_try = 0.0
+        self._publish(self._gather())
+        if first is not None:
+            raise first
+
+    def _try_build(self) -> KdumpError | None:
+        facts = self._gather()
+        if facts.image.damaged is not None:
+            self._publish(facts)  # the new image will hide that the old one went bad: the journal has to know
+        try:
+            with self._work("building", facts):
+                self._actor.build(facts.machine.release)
+        except KdumpError as error:
+            self._fail(Code.BUILD_FAILED, error)
+            return error
+        finally:
+            self._images.forget()
+        return None
+
+    def _try_load(self, facts: Facts) -> KdumpError | None:
+        try:
+            with self._work("loading", facts):
+                self._actor.load(facts)
+        except KdumpError as error:
+            self._fail(Code.LOAD_FAILED, error)
+            return error
+        return None
+
+    def _fail(self, code: Code, error: KdumpError) -> None:
+        sentence = error.sentence[:1].upper() + error.sentence[1:]
+        self._failure = Failure(code=code, sentence=sentence, cure=error.hint or "")
+        delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
+        self._failures = min(self._failures + 1, 16)
+        self._next_try = time.monotonic() + delay
+        event = Event.BUILD_FAILED if code is Code.BUILD_FAILED else Event.LOAD_FAILED
+        self._journal.tell(event, str(self._failure.sentence), hint=error.hint, reason=code.value)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One at a time. Raises BusyError when a build or load is under way; a mere look is waited for."""
+        if self._working or not self._turn_lock.acquire(timeout=_TURN_SECONDS):
+            raise BusyError("Another build or load is under way", hint="wait for it: kdumpctl status")
+        try:
+            yield
+        finally:
+            self._turn_lock.release()
+
+    @contextlib.contextmanager
+    def _work(self, activity: str, facts: Facts) -> Iterator[None]:
+        self._working = True
+        self._publish_to(make_status(facts, activity=activity))
+        try:
+            yield
+        finally:
+            self._working = False
+
+    def _gather(self) -> Facts:
+        config: Config = read_config(self._places.root)
+        crashes = self._crash_watch.look(config)
+        facts = gather(self._places, config, self._images, crashes, held=self._held, failure=self._failure)
+        if not facts.crash_loaded:
+            # Otherwise the record would claim whatever somebody else loads next.
+            with contextlib.suppress(OSError):
+                LoadedFile(self._places.run_dir, facts.machine.boot_id).forget()
+        return facts
+
+    def _publish(self, facts: Facts) -> Status:
+        """Shows the status and tells the journal when the judgement is another one than before."""
+        status = make_status(facts)
+        state = status.state
+        told = (state.rung, state.reasons[0].code if state.reasons else None)
+        if told != self._told:
+            self._told = told
+            self._journal.tell(
+                _event(state.rung),
+                state.headline[:1].upper() + state.headline[1:],
+                state=state.rung.value,
+                reason=told[1] and told[1].value,
+                kernel=status.release,
+                reserved_bytes=status.reserved_bytes,
+                required_bytes=status.required_bytes,
+            )
+        self._publish_to(status)
+        return status
+
+
+def _event(rung: Rung) -> Event:
+    if rung.armed:
+        return Event.ARMED
+    return Event.RESERVED_MISSING if rung in (Rung.NOT_RESERVED, Rung.RESERVED_TOO_SMALL) else Event.NOT_ARMED

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Gathers the `Facts` of one moment. Reads everything, judges nothing; what cannot be read becomes a fact too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdumpd.config.model import Config
+from kdumpd.crashes.index import Crash, Standing
+from kdumpd.errors import KdumpError
+from kdumpd.host.bzimage import read_header
+from kdumpd.host.cmdline import read_cmdline
+from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
+from kdumpd.host.kernels import Kernel, find_kernel
+from kdumpd.host.kexec import has_syscall, read_loaded
+from kdumpd.host.machine import Machine, read_machine
+from kdumpd.host.mounts import ResolvedTarget, resolve_target
+from kdumpd.host.reservation import read_memory_bytes, read_reservation
+from kdumpd.host.security import read_security
+from kdumpd.service.estimate import estimate
+from kdumpd.service.images import ImageReader
+from kdumpd.service.model import Facts, Failure, LoadedRecord, Trouble
+from kdumpd.service.places import Places
+from kdumpd.service.records import LoadedFile
+
+
+def gather(
+    places: Places,
+    config: Config,
+    images: ImageReader,
+    crashes: tuple[Crash, ...],
+    *,
+    held: bool = False,
+    failure: Failure | None = None,
+) -> Facts:
+    """The facts below `places.root`. Never raises for what a machine may look like."""
+    root = places.root
+    machine = read_machine(root)
+    cmdline = parse_crashkernel(read_cmdline(root))
+    kernel, kernel_trouble = _find_kernel(machine, root)
+    target, target_trouble = _find_target(config, root)
+    image = images.read(machine.release, config, kernel, target)
+    loaded, interrupted = _read_loaded(places, machine)
+    memory_bytes = read_memory_bytes(root)
+    need = estimate(
+        memory_bytes=memory_bytes,
+        kernel_bytes=_kernel_bytes(kernel, machine),
+        packed_bytes=image.packed_bytes,
+        unpacked_bytes=image.unpacked_bytes,
+    )
+    entries = (cmdline.plain, cmdline.high, cmdline.low, cmdline.cma)
+    return Facts(
+        machine=machine,
+        crash_loaded=read_loaded(root),
+        syscall_known=has_syscall(machine.arch),
+        crashkernel=" crashkernel=".join(entry.text for entry in entries if entry is not None),
+        expectation=reserved_expectation(cmdline, memory_bytes),
+        reserved_bytes=read_reservation(root).size_bytes,
+        required_bytes=need.total_bytes,
+        security=read_security(root),
+        problems=config.problems,
+        kernel=None if kernel is None else kernel.image,
+        kernel_trouble=kernel_trouble,
+        target_trouble=None if config.errors else target_trouble,
+        image=image,
+        loaded=loaded,
+        load_interrupted=interrupted,
+        proven_images=proven_images(crashes),
+        held=held,
+        failure=failure,
+    )
+
+
+def proven_images(crashes: tuple[Crash, ...]) -> frozenset[str]:
+    """The ids of images that delivered a complete dump."""
+    return frozenset(
+        crash.manifest.image_id
+        for crash in crashes
+        if crash.standing is Standing.COMPLETE and crash.manifest is not None and crash.manifest.image_id
+    )
+
+
+def _find_kernel(machine: Machine, root: Path) -> tuple[Kernel | None, Trouble | None]:
+    try:
+        return find_kernel(machine.release, root), None
+    except KdumpError as error:
+        return None, trouble(error)
+
+
+def _find_target(config: Config, root: Path) -> tuple[ResolvedTarget | None, Trouble | None]:
+    try:
+        return resolve_target(config, root), None
+    except KdumpError as error:
+        return None, trouble(error)
+
+
+def _kernel_bytes(kernel: Kernel | None, machine: Machine) -> int | None:
+    if kernel is None:
+        return None
+    try:
+        header = read_header(kernel.image, machine.arch)
+    except KdumpError:
+        return None  # the load refuses such a file with a sentence of its own
+    return None if header is None else header.init_size_bytes
+
+
+def _read_loaded(places: Places, machine: Machine) -> tuple[LoadedRecord | None, bool]:
+    file = LoadedFile(places.run_dir, machine.boot_id)
+    if not read_loaded(places.root):
+        return None, False
+    interrupted = file.interrupted()
+    return None if interrupted else file.read(), interrupted
+
+
+def trouble(error: KdumpError) -> Trouble:
+    """An error as a fact, its sentence beginning like one."""
+    return Trouble(sentence=error.sentence[:1].upper() + error.sentence[1:], hint=error.hint or "")

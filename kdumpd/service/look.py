@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One look at the machine without the service: the same facts, the same judgement, nothing changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kdumpd.config.parse import read_config
+from kdumpd.crashes.index import Crash, read_crashes
+from kdumpd.crashes.place import crash_folder
+from kdumpd.errors import DeniedError, KdumpError
+from kdumpd.service.facts import gather
+from kdumpd.service.images import ImageReader
+from kdumpd.service.places import Places
+from kdumpd.service.status import Status, make_status
+
+
+def look(root: Path = Path("/")) -> Status:
+    """The status of the machine below `root`. Raises DeniedError when the caller may not see what it rests on."""
+    places = Places.below(root)
+    for folder in (places.run_dir, places.state_dir):
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            raise DeniedError(
+                f"Whether this machine is armed cannot be told: {folder} may not be read",
+                hint="start the service, or use sudo",
+            )
+    config = read_config(root)
+    crashes: tuple[Crash, ...]
+    try:
+        crashes = read_crashes(crash_folder(config, root))
+    except KdumpError:
+        crashes = ()  # not mounted or not readable: what is not seen proves nothing
+    return make_status(gather(places, config, ImageReader(places), crashes))

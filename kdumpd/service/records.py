@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the service remembers in files: what it loaded in this boot, and which crashes it has reported.
+
+`loaded.json` in the run folder is renamed into place after the kernel took the image. `loading.json` is written
+before the call, so that a service that dies in between knows at its next start that it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kdumpd.service.model import LoadedRecord
+
+LOADED_NAME = "loaded.json"
+LOADING_NAME = "loading.json"
+SEEN_NAME = "seen.json"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `path` so that it holds the old or the new text at every moment; mode 0600. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None when there is none, or something else stands there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_loaded(raw: dict[str, Any] | None) -> LoadedRecord | None:
+    """A record from its JSON; None for anything incomplete."""
+    if raw is None:
+        return None
+    values: dict[str, Any] = {field.name: raw.get(field.name) for field in dataclasses.fields(LoadedRecord)}
+    texts = [value for name, value in values.items() if name != "loaded_usec"]
+    if not all(isinstance(value, str) for value in texts) or not isinstance(values["loaded_usec"], int):
+        return None
+    return LoadedRecord(**values)
+
+
+class LoadedFile:
+    """The records of the run folder, valid for one boot."""
+
+    def __init__(self, folder: Path, boot_id: str) -> None:
+        self._loaded = folder / LOADED_NAME
+        self._loading = folder / LOADING_NAME
+        self._boot_id = boot_id
+
+    def read(self) -> LoadedRecord | None:
+        """What was loaded in this boot; None when nothing was, or the record is of another boot."""
+        record = parse_loaded(read_json(self._loaded))
+        return record if record is not None and record.boot_id == self._boot_id else None
+
+    def interrupted(self) -> bool:
+        """True when a load of this boot was begun and its end never noted."""
+        raw = read_json(self._loading)
+        return raw is not None and raw.get("boot_id") == self._boot_id
+
+    def begin(self, record: LoadedRecord) -> None:
+        """Notes that `record` is about to be loaded. Raises OSError."""
+        write_atomic(self._loading, _to_json(record))
+
+    def commit(self, record: LoadedRecord) -> None:
+        """Notes that the kernel holds `record`. Raises OSError."""
+        write_atomic(self._loaded, _to_json(record))
+        self._loading.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """The load failed and the kernel still holds what it held."""
+        self._loading.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """The kernel holds nothing of ours any more."""
+        self._loaded.unlink(missing_ok=True)
+        self._loading.unlink(missing_ok=True)
+
+
+def _to_json(record: LoadedRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"

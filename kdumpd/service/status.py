@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the service shows to the world at one moment: the judgement and the figures it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kdumpd.service.model import Facts, Reason, State
+from kdumpd.service.state import decide
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Sizes in bytes, times in microseconds of CLOCK_REALTIME, 0 and "" where there is nothing to say."""
+
+    state: State
+    release: str
+    reserved_bytes: int
+    required_bytes: int
+    loaded: bool
+    loaded_since_usec: int
+    image_path: str
+    image_id: str
+    activity: str
+    last_error: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Flat and plain, for --json."""
+        fields: dict[str, object] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "state"
+        }
+        return {
+            "state": self.state.rung.value,
+            "armed": self.state.rung.armed,
+            **fields,
+            "reasons": [_reason(reason) for reason in self.state.reasons],
+        }
+
+
+def _reason(reason: Reason) -> dict[str, str]:
+    return {"code": reason.code.value, "sentence": reason.sentence, "cure": reason.cure}
+
+
+def make_status(facts: Facts, *, activity: str = "") -> Status:
+    """`decide` and the figures of `facts`."""
+    return Status(
+        state=decide(facts),
+        release=facts.machine.release,
+        reserved_bytes=facts.reserved_bytes,
+        required_bytes=facts.required_bytes,
+        loaded=bool(facts.crash_loaded),
+        loaded_since_usec=facts.loaded.loaded_usec if facts.crash_loaded and facts.loaded is not None else 0,
+        image_path=str(facts.image.path),
+        image_id=facts.image.image_id or "",
+        activity=activity,
+        last_error=facts.failure.sentence if facts.failure is not None else "",
+    )

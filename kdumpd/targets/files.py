@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A crash directory on a mounted filesystem: private from the first byte, durable when it says so.
+
+Every step reports the kernel's error; an fsync that fails is a failed dump. A file gets its final name only by a
+rename after its bytes are on stable storage.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kdumpd.errors import NoSpaceError, TargetError, os_reason
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_SAME_NAME = 1000
+
+
+def _error(error: OSError, what: str) -> TargetError:
+    kind = NoSpaceError if error.errno in _NO_SPACE else TargetError
+    return kind(f"{what}: {os_reason(error)}")
+
+
+class OutputFile:
+    """A file that is written at any offset (dumpfile.sink.Sink)."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.name = name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """All of `data` at `offset`. Raises NoSpaceError or TargetError."""
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.pwrite(self._fd, view, offset)
+            except OSError as error:
+                raise _error(error, f"{self.name} cannot be written at {offset}") from error
+            view = view[written:]
+            offset += written
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`."""
+        try:
+            return os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise _error(error, f"{self.name} cannot be read back at {offset}") from error
+
+    def sync(self) -> None:
+        """Waits for stable storage. Raises when the kernel reports that writing back failed at any time before."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _error(error, f"{self.name} did not reach stable storage") from error
+
+    def truncate(self, size: int) -> None:
+        """Cuts the file to `size` bytes."""
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise _error(error, f"{self.name} cannot be cut to {size} bytes") from error
+
+    def reserve(self, size: int) -> None:
+        """Takes `size` bytes of the filesystem now, so that they are there later. Raises NoSpaceError."""
+        try:
+            os.posix_fallocate(self._fd, 0, size)
+        except OSError as error:
+            raise _error(error, f"no room for {size} bytes of {self.name}") from error
+
+    def close(self) -> None:
+        """Closing twice is harmless. Raises what the filesystem has to say at close (NFS: ESTALE, EDQUOT)."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError as error:
+                raise _error(error, f"{self.name} cannot be closed") from error
+
+
+class CrashDirectory:
+    """One new directory for one crash."""
+
+    def __init__(self, fd: int, path: Path, parent_fd: int) -> None:
+        self._fd = fd
+        self._parent_fd = parent_fd
+        self.path = path
+
+    @classmethod
+    def create(cls, root: Path, directory: str, name: str) -> CrashDirectory:
+        """Makes `root`/`directory`/`name`, and whatever of `directory` is missing, without following any link.
+
+        Another crash of the same name gets a number behind it. Raises TargetError.
+        """
+        fd = _open_directory(root, None)
+        shown = root
+        try:
+            for part in (part for part in directory.split("/") if part):
+                shown = shown / part
+                _make_directory(part, fd, shown, may_exist=True)
+                below = _open_directory(Path(part), fd, shown)
+                os.close(fd)
+                fd = below
+            for number in range(1, _MAX_SAME_NAME):
+                candidate = name if number == 1 else f"{name}-{number}"
+                if _make_directory(candidate, fd, shown / candidate, may_exist=False):
+                    inner = _open_directory(Path(candidate), fd, shown / candidate)
+                    created = cls(inner, shown / candidate, fd)
+                    created.sync()
+                    return created
+            raise TargetError(f"{shown} already holds {_MAX_SAME_NAME} crashes named {name}")
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        os.close(self._parent_fd)
+
+    def create_file(self, name: str) -> OutputFile:
+        """A new file, 0600. Raises TargetError when the name is taken."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return OutputFile(os.open(name, flags, FILE_MODE, dir_fd=self._fd), name)
+        except OSError as error:
+            raise _error(error, f"{self.path / name} cannot be made") from error
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives a file its final name and makes that durable."""
+        try:
+            os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except OSError as error:
+            raise _error(error, f"{self.path / old} cannot be renamed to {new}") from error
+        self.sync()
+
+    def sync(self) -> None:
+        """Makes the names in this directory, and its own name, durable."""
+        try:
+            os.fsync(self._fd)
+            os.fsync(self._parent_fd)
+        except OSError as error:
+            raise _error(error, f"{self.path} did not reach stable storage") from error
+
+
+def _open_directory(path: Path, dir_fd: int | None, shown: Path | None = None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except OSError as error:
+        where = shown or path
+        if error.errno in (errno.ELOOP, errno.ENOTDIR) and dir_fd is not None:
+            raise TargetError(f"{where} is not a directory; a link is not followed") from error
+        raise _error(error, f"{where} cannot be opened") from error
+
+
+def _make_directory(name: str, dir_fd: int, shown: Path, *, may_exist: bool) -> bool:
+    try:
+        os.mkdir(name, DIRECTORY_MODE, dir_fd=dir_fd)
+    except FileExistsError:
+        if may_exist and not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            raise TargetError(f"{shown} is in the way: it is not a directory") from None
+        return False
+    except OSError as error:
+        raise _error(error, f"{shown} cannot be made") from error
+    return True

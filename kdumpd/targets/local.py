@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A filesystem on a block device of this machine: wait for the device, mount, unmount.
+
+Mounting and looking for a label are left to busybox, whose tools are in the image anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kdumpd.errors import TargetError, os_reason
+
+DEVICE_DEADLINE_SEC = 30.0
+_TOOL_DEADLINE_SEC = 120.0
+_POLL_SEC = 0.1
+
+
+def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs one tool. Raises TargetError when it cannot start or does not end."""
+    try:
+        return subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TOOL_DEADLINE_SEC, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TargetError(f"{arguments[0]} did not end within {_TOOL_DEADLINE_SEC:.0f} s") from error
+    except OSError as error:
+        raise TargetError(f"{arguments[0]} cannot be run: {os_reason(error)}") from error
+
+
+def find_device(device: str) -> Path | None:
+    """The device node of /dev/..., LABEL=... or UUID=..., or None as long as there is none."""
+    if device.startswith("/dev/"):
+        path = Path(device)
+        return path if path.is_block_device() else None
+    done = _run(["findfs", device])
+    path = Path(done.stdout.strip())
+    return path if done.returncode == 0 and path.is_block_device() else None
+
+
+def wait_for_device(device: str, deadline_sec: float, alive: Callable[[], None]) -> Path:
+    """The device node, as soon as there is one. Calls `alive` while waiting. Raises TargetError at the deadline."""
+    end = time.monotonic() + deadline_sec
+    while True:
+        path = find_device(device)
+        if path is not None:
+            return path
+        if time.monotonic() >= end:
+            raise TargetError(
+                f"the device {device} did not appear within {deadline_sec:.0f} s",
+                hint="is its driver in the image? On the running system: kdumpctl rebuild",
+            )
+        alive()
+        time.sleep(_POLL_SEC)
+
+
+@contextlib.contextmanager
+def mounted(device: Path, fstype: str, where: Path) -> Iterator[Path]:
+    """The filesystem of `device`, mounted on `where` for writing. Raises TargetError.
+
+    On the way out all of it is synced and unmounted, and an error of either is raised: until then nothing that was
+    written counts.
+    """
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    done = _run(["mount", "-t", fstype, "-o", "rw,nosuid,nodev,noexec,noatime", str(device), str(where)])
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"mount failed with {done.returncode}"]
+        raise TargetError(f"{device} cannot be mounted as {fstype}: {reason[0]}")
+    try:
+        yield where
+    except BaseException:
+        # The first error is the one to tell; still leave as clean a filesystem as possible.
+        with contextlib.suppress(TargetError):
+            _unmount(where)
+        raise
+    _unmount(where)
+
+
+def _unmount(where: Path) -> None:
+    os.sync()
+    done = _run(["umount", str(where)])
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"umount failed with {done.returncode}"]
+        raise TargetError(f"{where} cannot be unmounted: {reason[0]}")

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ELF core file that /proc/vmcore is: headers, notes, and physical memory by page frame.
+
+Knows the file format (linux: fs/proc/vmcore.c, elf(5)), nothing of what the pages mean. All addresses here
+are physical. A pfn that no PT_LOAD holds cannot be read; nothing is invented for it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.errors import VmcoreError, os_reason
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+EM_X86_64 = 62
+MACHINES = {EM_X86_64: "x86_64"}
+
+_ET_CORE = 4
+_PT_LOAD = 1
+_PT_NOTE = 4
+_PN_XNUM = 0xFFFF
+_NT_PRSTATUS = 1
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR = struct.Struct("<IIQQQQQQ")
+_NHDR = struct.Struct("<III")
+_MAX_PHNUM = 1 << 20
+_MAX_NOTES = 64 << 20
+
+# A damaged header must not cost bitmaps for memory that no machine has: a segment that ends above this, and above
+# 64 times of what the file holds (machines have holes between their memory), is not believed.
+_PLAUSIBLE_END = 4 << 40
+_PLAUSIBLE_RATIO = 64
+
+# /proc/vmcore fills the page tables of a mapping when it is made: a window costs 8 bytes a page, and a few are
+# enough because memory is read in ascending order.
+_WINDOW = 32 << 20
+_WINDOWS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One PT_LOAD: `filesz` bytes of the memory at `paddr`, mapped by the dead kernel at `vaddr`."""
+
+    vaddr: int
+    paddr: int
+    offset: int
+    filesz: int
+    memsz: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One ELF note; `offset` is that of its description within the whole note block."""
+
+    name: str
+    kind: int
+    offset: int
+    description: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Pages [start, end) that lie one after the other in the file from `offset` on."""
+
+    start: int
+    end: int
+    offset: int
+
+
+class ElfCore:
+    """An open vmcore. Use it as a context manager; not safe for use from several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises VmcoreError when `path` cannot be opened or is no ELF core of a known machine."""
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise VmcoreError(f"{path} cannot be opened: {os_reason(error)}") from error
+        try:
+            if stat.S_ISDIR(os.fstat(self._fd).st_mode):
+                raise VmcoreError(f"{path} cannot be read: it is a directory")
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+            self.machine, self.segments, self.notes_block = self._read_headers()
+        except OSError as error:
+            os.close(self._fd)
+            raise VmcoreError(f"{path} cannot be read: {os_reason(error)}") from error
+        except BaseException:
+            os.close(self._fd)
+            raise
+        limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
+        believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
+        self.doubts = tuple(
+            f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"
+            for each in self.segments
+            if each not in believed
+        )
+        self.extents = _extents(believed, self.size)
+        self._starts = [extent.start for extent in self.extents]
+        self._windows: dict[int, mmap.mmap] = {}
+        self._can_map = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the file and its mappings back; views that are still held keep their window."""
+        for start in list(self._windows):
+            self._drop_window(start)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # Headers
+
+    def _read_headers(self) -> tuple[str, tuple[Segment, ...], bytes]:
+        raw = self._header_bytes(_EHDR.size, 0)
+        if len(raw) < _EHDR.size or raw[:4] != b"\x7fELF":
+            raise VmcoreError(f"{self.path} is not an ELF file")
+        ident, kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, _, _, _ = _EHDR.unpack(raw)
+        if ident[4:6] != b"\x02\x01" or kind != _ET_CORE:
+            raise VmcoreError(f"{self.path} is not a 64-bit little-endian core file")
+        if machine not in MACHINES:
+            raise VmcoreError(f"{self.path} is of machine {machine}, which this version cannot read")
+        if phentsize != _PHDR.size:
+            raise VmcoreError(f"{self.path} has program headers of {phentsize} bytes, not {_PHDR.size}")
+        if phnum == _PN_XNUM and shoff:
+            # elf(5): the real count is in sh_info of section 0.
+            phnum = int.from_bytes(self._header_bytes(4, shoff + 44), "little")
+        if phnum > _MAX_PHNUM:
+            raise VmcoreError(f"{self.path} claims {phnum} program headers")
+        table = self._header_bytes(phnum * _PHDR.size, phoff)
+        segments: list[Segment] = []
+        notes = b""
+        for fields in _PHDR.iter_unpack(table[: len(table) // _PHDR.size * _PHDR.size]):
+            kind, _, offset, vaddr, paddr, filesz, memsz, _ = fields
+            if kind == _PT_LOAD and memsz:
+                segments.append(Segment(vaddr=vaddr, paddr=paddr, offset=offset, filesz=filesz, memsz=memsz))
+            elif kind == _PT_NOTE:
+                notes += self._header_bytes(min(filesz, _MAX_NOTES), offset)
+        if not segments:
+            raise VmcoreError(f"{self.path} holds no memory")
+        return MACHINES[machine], tuple(segments), notes
+
+    def _header_bytes(self, size: int, offset: int) -> bytes:
+        """What the file holds there: offsets in headers may be anything."""
+        size = min(size, self.size - offset)
+        return os.pread(self._fd, size, offset) if offset >= 0 and size > 0 else b""
+
+    def notes(self) -> Iterator[Note]:
+        """The notes in file order, up to the first that does not fit into the note block."""
+        block, at = self.notes_block, 0
+        while at + _NHDR.size <= len(block):
+            namesz, descsz, kind = _NHDR.unpack_from(block, at)
+            if namesz == descsz == kind == 0:
+                # The kernel pads the notes of each cpu to a fixed size with zeros.
+                at += _NHDR.size
+                continue
+            name_at = at + _NHDR.size
+            desc_at = name_at + (namesz + 3 & ~3)
+            end = desc_at + descsz
+            if end > len(block):
+                return
+            name = block[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "replace")
+            yield Note(name=name, kind=kind, offset=desc_at, description=block[desc_at:end])
+            at = desc_at + (descsz + 3 & ~3)
+
+    def vmcoreinfo_note(self) -> Note | None:
+        """The note that carries VMCOREINFO, or None."""
+        return next((note for note in self.notes() if note.name == "VMCOREINFO"), None)
+
+    def nr_cpus(self) -> int:
+        """How many cpus left their registers (NT_PRSTATUS)."""
+        return sum(note.name == "CORE" and note.kind == _NT_PRSTATUS for note in self.notes())
+
+    @property
+    def max_pfn(self) -> int:
+        """One above the highest page frame of any PT_LOAD."""
+        return max(extent.end for extent in self.extents) if self.extents else 0
+
+    # Memory
+
+    def extent_at(self, pfn: int) -> Extent | None:
+        """The extent that holds `pfn`, or None."""
+        index = bisect.bisect_right(self._starts, pfn) - 1
+        if index >= 0 and pfn < self.extents[index].end:
+            return self.extents[index]
+        return None
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """`size` bytes at physical `paddr`. Raises VmcoreError when any of them is not in the file."""
+        parts: list[bytes] = []
+        while size > 0:
+            extent = self.extent_at(paddr >> PAGE_SHIFT)
+            if extent is None:
+                raise VmcoreError(f"physical address {paddr:#x} is not in {self.path}")
+            part = min(size, (extent.end << PAGE_SHIFT) - paddr)
+            data = self._pread(part, extent.offset + paddr - (extent.start << PAGE_SHIFT))
+            parts.append(data)
+            paddr += part
+            size -= part
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self._fd, size, offset)
+            while len(data) < size:
+                more = os.pread(self._fd, size - len(data), offset + len(data))
+                if not more:
+                    raise VmcoreError(f"{self.path} ends at {offset + len(data):#x}, inside memory that it should hold")
+                data += more
+        except OSError as error:
+            raise VmcoreError(f"{self.path} cannot be read at {offset:#x}: {os_reason(error)}") from error
+        return data
+
+    def view(self, paddr: int, size: int) -> memoryview:
+        """Like `read`, but without a copy where one window holds all of it."""
+        extent = self.extent_at(paddr >> PAGE_SHIFT)
+        if extent is not None and paddr + size <= extent.end << PAGE_SHIFT:
+            offset = extent.offset + paddr - (extent.start << PAGE_SHIFT)
+            window = self._window(offset)
+            inside = offset % _WINDOW
+            if window is not None and inside + size <= len(window):
+                return memoryview(window)[inside : inside + size]
+        return memoryview(self.read(paddr, size))
+
+    def read_pages(self, pfns: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
+
+        Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
+        """
+        if not len(pfns):
+            return pfns
+        bad: list[int] = []
+        breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
+        bounds = [0, *breaks.tolist(), len(pfns)]
+        for first, last in itertools.pairwise(bounds):
+            self._read_run(int(pfns[first]), out[first:last], first, bad)
+        return np.array(bad, dtype=np.int64)
+
+    def _read_run(self, pfn: int, out: npt.NDArray[np.uint8], position: int, bad: list[int]) -> None:
+        done, count = 0, len(out)
+        while done < count:
+            extent = self.extent_at(pfn + done)
+            if extent is None:
+                out[done] = 0
+                bad.append(position + done)
+                done += 1
+                continue
+            offset = extent.offset + (pfn + done - extent.start << PAGE_SHIFT)
+            window = self._window(offset)
+            if window is None:
+                done += self._read_run_unmapped(offset, out[done], position + done, bad)
+                continue
+            inside = offset % _WINDOW
+            pages = min(count - done, extent.end - pfn - done, (len(window) - inside) >> PAGE_SHIFT)
+            if pages == 0:
+                done += self._read_run_unmapped(offset, out[done], position + done, bad)
+                continue
+            part = np.frombuffer(window, dtype=np.uint8, count=pages << PAGE_SHIFT, offset=inside)
+            out[done : done + pages] = part.reshape(pages, PAGE_SIZE)
+            done += pages
+
+    def _read_run_unmapped(self, offset: int, out: npt.NDArray[np.uint8], position: int, bad: list[int]) -> int:
+        try:
+            out[:] = np.frombuffer(self._pread(PAGE_SIZE, offset), dtype=np.uint8)
+        except VmcoreError:
+            out[:] = 0
+            bad.append(position)
+        return 1
+
+    def _window(self, offset: int) -> mmap.mmap | None:
+        """The mapping of the aligned window that holds file `offset`; None where mmap does not work."""
+        start = offset - offset % _WINDOW
+        window = self._windows.pop(start, None)
+        if window is None and self._can_map and offset < self.size:
+            if len(self._windows) >= _WINDOWS:
+                self._drop_window(next(iter(self._windows)))
+            length = min(_WINDOW, self.size - start)
+            try:
+                window = mmap.mmap(self._fd, length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start)
+            except (OSError, ValueError):
+                # s390 and kernels before 3.10 have no mmap of /proc/vmcore: pread does the same, slower.
+                self._can_map = False
+        if window is not None:
+            self._windows[start] = window
+        return window
+
+    def _drop_window(self, start: int) -> None:
+        window = self._windows.pop(start)
+        # A view may still be held: its owner then keeps the mapping alive and frees it.
+        with contextlib.suppress(BufferError):
+            window.close()
+
+
+def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...]:
+    """Page extents without overlaps, ascending.
+
+    /proc/vmcore stores whole pages although p_paddr and p_filesz need not be aligned, and maps the kernel's text
+    twice, so a page may occur in two PT_LOADs: the first by address wins, both hold the same memory.
+    """
+    extents: list[Extent] = []
+    covered = 0
+    for segment in sorted(segments, key=lambda each: each.paddr):
+        start = segment.paddr >> PAGE_SHIFT
+        end = (segment.paddr + segment.filesz + PAGE_SIZE - 1) >> PAGE_SHIFT
+        offset = segment.offset - segment.paddr % PAGE_SIZE
+        if start < covered:
+            offset += (covered - start) << PAGE_SHIFT
+            start = covered
+        in_file = max(0, file_size - offset) >> PAGE_SHIFT
+        end = min(end, start + in_file)
+        if offset >= 0 and start < end:
+            extents.append(Extent(start=start, end=end, offset=offset))
+            covered = end
+    return tuple(extents)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon as a process on a machine of files: `daemon.py ROOT ADDRESS [REAL_BUILDER]`.
+
+All of it is the real one but the system call and, unless asked for, the builder. A build waits while a file `slow`
+lies in the root, so that tests can look at a service that is busy.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fake_machine import FakeBuilder, FakeKernel, FakeMachine  # the checkout has to be found first
+
+from kdumpd.service.__main__ import main
+
+
+class SlowBuilder(FakeBuilder):
+    """Waits for the file to go away."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        super().__init__(machine)
+        self._slow = machine.root / "slow"
+        self._fail = machine.root / "fail"
+
+    def build(self, release: str) -> str:
+        while self._slow.exists():
+            time.sleep(0.02)
+        if self._fail.exists():
+            self.fail = [self._fail.read_text()]
+        return super().build(release)
+
+
+if __name__ == "__main__":
+    machine = FakeMachine.existing(Path(sys.argv[1]))
+    words = ["--root", sys.argv[1], "--bus-address", sys.argv[2], "--interval", "0.3"]
+    builder = None if len(sys.argv) > 3 else SlowBuilder(machine)
+    sys.exit(main(words, loader=FakeKernel(machine).loader(), builder=builder))

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machines made of files for the tests of kdumpctl."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "service"))
+
+from fake_machine import FakeMachine  # its folder has to be found first
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> FakeMachine:
+    """A machine with one disk, crashkernel=256M and no image yet."""
+    return FakeMachine(tmp_path / "machine")

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The order of work in the capture kernel, on a small dead kernel and a directory, with faults in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_kernel import OLD, PAGES, FakeKernel
+
+from kdumpd.collector import capture as capturing
+from kdumpd.collector.capture import Places, capture, crash_name, image_id, peak_rss
+from kdumpd.collector.progress import Progress
+from kdumpd.collector.source import Source
+from kdumpd.config.model import Action, CaptureConfig, Compression
+from kdumpd.dumpfile.manifest import Manifest, Result
+from kdumpd.dumpfile.reader import DiskdumpReader, verify
+from kdumpd.errors import KdumpError, VmcoreError
+from kdumpd.targets import files
+from kdumpd.targets.files import CrashDirectory
+
+SETTINGS = CaptureConfig(
+    hostname="host", kernel="6.1.0-fake", device="UUID=0", fstype="ext4", directory="/crash", level=31,
+    compression=Compression.ZSTD, final_action=Action.REBOOT, failure_action=Action.REBOOT,
+)  # fmt: skip
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    """Half of its pages are cache; some hold data, the others are zero."""
+    kernel = FakeKernel(OLD)
+    kernel.pages[PAGES // 2 :, 0] = 1 << 4
+    kernel.memory[0x300000:0x340000] = os.urandom(0x40000)
+    return kernel.write(tmp_path / "core")
+
+
+def save(
+    folder: Path, core: Path | None, *, lines: list[str] | None = None, trouble: KdumpError | None = None
+) -> Manifest:
+    """Runs the part between mount and unmount; the manifest as it lies on the disk."""
+    progress = Progress(5, stream=io.StringIO())
+    with CrashDirectory.create(folder, "crash", "host-1") as directory:
+        run = capturing._Run(SETTINGS, progress, directory, "image")
+        source = Source.open(core) if core is not None else None
+        returned = run.save(source, ["one", "two"] if lines is None else lines, "Kernel panic", trouble, 1)
+    found = Manifest.from_json((directory.path / "manifest.json").read_text(), "manifest")
+    assert found == returned
+    assert not (directory.path / "manifest.json.tmp").exists()
+    return found
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "crash/host-1").iterdir()}
+
+
+def test_a_whole_capture(core: Path, tmp_path: Path) -> None:
+    manifest = save(tmp_path, core)
+    assert names(tmp_path) == {"vmcore", "vmcore-dmesg.txt", "manifest.json"}
+    dump = tmp_path / "crash/host-1/vmcore"
+    verify(dump)
+    assert manifest.result is Result.COMPLETE
+    assert (manifest.reason, manifest.image_id, manifest.panic) == (None, "image", "Kernel panic")
+    assert manifest.dump is not None
+    assert manifest.log is not None
+    assert manifest.dump.size_bytes == dump.stat().st_size
+    assert sum(region.size_bytes for region in manifest.dump.regions) == manifest.dump.size_bytes
+    assert manifest.pages["total"] == PAGES
+    assert manifest.pages["kept"] == manifest.pages["written"] == PAGES // 2
+    assert manifest.pages["cache"] == PAGES // 2
+    assert manifest.pages["zero"] > 0
+    assert manifest.crash_time_usec == 1_700_000_000_000_000
+    with DiskdumpReader(dump) as reader, core.open("rb") as raw:
+        raw.seek(-(PAGES - 0x300) * 4096, os.SEEK_END)
+        assert reader.page(0x300) == raw.read(4096)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8, 13, 20])
+def test_a_full_disk_after_any_write(after: int, core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the reserved room for the manifest is left: its text says what happened, and no name lies."""
+    real = os.pwrite
+    count = 0
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        nonlocal count
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        if not name.endswith("manifest.json.tmp"):
+            count += 1
+            if count > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, at)
+
+    monkeypatch.setattr(files.os, "pwrite", pwrite)
+    manifest = save(tmp_path, core)
+    if manifest.result is Result.COMPLETE:
+        assert count <= after
+        return
+    assert manifest.reason is not None
+    assert "No space left on device" in (manifest.reason + " ".join(manifest.notes))
+    assert "vmcore" not in names(tmp_path)
+
+
+def test_fsync_that_fails_is_no_success(core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("vmcore.incomplete"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    manifest = save(tmp_path, core)
+    assert manifest.result is Result.INCOMPLETE
+    assert "did not reach stable storage: Input/output error" in (manifest.reason or "")
+    assert names(tmp_path) == {"vmcore.incomplete", "vmcore-dmesg.txt", "manifest.json"}
+
+
+def test_a_fault_of_ours_keeps_the_log_and_says_so(core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(capturing, "write_dump", fail)
+    manifest = save(tmp_path, core)
+    assert manifest.result is Result.LOG_ONLY
+    assert manifest.reason == "internal fault: ZeroDivisionError('odd')"
+    assert "vmcore" not in names(tmp_path)
+
+
+def test_want_of_memory_is_told(core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(capturing, "write_dump", fail)
+    assert "out of memory in the capture kernel" in (save(tmp_path, core).reason or "")
+
+
+def test_a_dump_that_does_not_verify_gets_no_final_name(
+    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.OutputFile.close
+
+    def close(self: files.OutputFile) -> None:
+        if self.name == "vmcore.incomplete" and self._fd >= 0:
+            self.truncate(100_000)
+        real(self)
+
+    monkeypatch.setattr(files.OutputFile, "close", close)
+    manifest = save(tmp_path, core)
+    assert manifest.result is Result.INCOMPLETE
+    assert "vmcore" not in names(tmp_path)
+
+
+def test_without_a_core_the_manifest_still_tells(tmp_path: Path) -> None:
+    manifest = save(tmp_path, None, lines=[], trouble=VmcoreError("/proc/vmcore is not an ELF file"))
+    assert (manifest.result, manifest.reason) == (Result.FAILED, "/proc/vmcore is not an ELF file")
+    assert names(tmp_path) == {"manifest.json"}
+
+
+@pytest.mark.parametrize("key", ["SIZE(page)", "SYMBOL(mem_section)", "SYMBOL(init_top_pgt)", "OFFSET(page.flags)"])
+def test_what_cannot_be_understood_is_saved_whole(key: str, tmp_path: Path) -> None:
+    kernel = FakeKernel(OLD)
+    kernel.pages[:, 0] = 1 << 4
+    kernel.missing = {key}
+    manifest = save(tmp_path, kernel.write(tmp_path / "core"))
+    assert manifest.result is Result.COMPLETE
+    assert manifest.pages["kept"] == manifest.pages["total"] == PAGES
+    assert any("nothing is left out" in note for note in manifest.notes)
+
+
+def test_pages_that_cannot_be_read_are_named(core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdumpd.vmcore.elfcore import ElfCore
+
+    real = ElfCore.read_pages
+
+    def read_pages(self: ElfCore, pfns: np.ndarray, out: np.ndarray) -> np.ndarray:
+        bad = real(self, pfns, out)
+        here = np.flatnonzero(pfns == 0x301)
+        out[here] = 0
+        return np.concatenate((bad, here))
+
+    monkeypatch.setattr(ElfCore, "read_pages", read_pages)
+    manifest = save(tmp_path, core)
+    assert manifest.result is Result.COMPLETE
+    assert manifest.pages["unreadable"] == 1
+    assert any("pfn 0x301" in note for note in manifest.notes)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("db-7.example.org", "db-7.example.org"),
+        ("../../etc", "_.._etc"),
+        ("", "unknown"),
+        ("...", "unknown"),
+        ("-rf", "rf"),
+        ("a b\x1b[2J/\n", "a_b__2J__"),
+        ("x" * 300, "x" * 64),
+        ("имя", "___"),
+    ],
+)
+def test_names_of_crashes_are_harmless(host: str, expected: str) -> None:
+    assert crash_name(host, 0) == f"{expected}-19700101T000000Z"
+
+
+def places(tmp_path: Path, core: Path) -> Places:
+    settings = tmp_path / "capture.json"
+    settings.write_text(dataclasses.replace(SETTINGS, device="/dev/no-such-device").to_json())
+    return Places(
+        settings=settings, image=tmp_path / "image.json", vmcore=core, mountpoint=tmp_path / "mnt",
+        heartbeat=tmp_path / "alive", device_deadline_sec=0.3,
+    )  # fmt: skip
+
+
+def test_a_missing_device_is_one_sentence(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert capture(places(tmp_path, core)) == 1
+    out = capsys.readouterr().out
+    assert "CAPTURE FAILED: the device /dev/no-such-device did not appear within 0 s" in out
+    assert "Traceback" not in out
+    assert (tmp_path / "alive").exists()
+
+
+def test_missing_settings_are_one_sentence(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = places(tmp_path, core)
+    where.settings.unlink()
+    assert capture(where) == 1
+    assert "capture.json: No such file or directory" in capsys.readouterr().out
+    where.settings.write_text("{}")
+    assert capture(where) == 1
+    assert "not a capture configuration" in capsys.readouterr().out
+
+
+def test_image_id_and_peak(tmp_path: Path) -> None:
+    path = tmp_path / "image.json"
+    assert image_id(path) is None
+    for text, expected in [("{", None), ("[]", None), ('{"image_id": 3}', None), ('{"image_id": "ab"}', "ab")]:
+        path.write_text(text)
+        assert image_id(path) == expected
+    peak = peak_rss()
+    assert peak is not None
+    assert peak > 5 << 20
+    assert json.dumps(peak)

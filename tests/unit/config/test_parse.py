@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdump.conf: what it says, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdumpd.config import Action, CaptureConfig, Compression, Config, LocalTarget, parse_config, read_config
+from kdumpd.errors import ConfigError
+
+NAME = "/etc/kdump.conf"
+
+
+def parse(text: str) -> Config:
+    return parse_config([(NAME, text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Config()),
+        ("# only a comment\n\n   \n\t# another\n", Config()),
+        ("path /var/crash # where", Config()),
+        ("path //srv//crash/", Config(path="/srv/crash")),
+        ('path "/srv/crash"', Config(path="/srv/crash")),
+        ("path\t/srv", Config(path="/srv")),
+        ("ext4 UUID=0123-ab", Config(target=LocalTarget(fstype="ext4", device="UUID=0123-ab"))),
+        ("ext3 LABEL=/boot", None),
+        ("xfs /dev/disk/by-id/nvme-x.1", Config(target=LocalTarget(fstype="xfs", device="/dev/disk/by-id/nvme-x.1"))),
+        ("ext3 LABEL=dumps", Config(target=LocalTarget(fstype="ext3", device="LABEL=dumps"))),
+        ("core_collector makedumpfile -d 17 -c", Config(level=17, compression=Compression.ZLIB)),
+        ("core_collector makedumpfile -l --message-level 7 -d 31", Config()),
+        ("core_collector makedumpfile -d31,1 -z", Config()),
+        ("core_collector makedumpfile -F --message-level=1 --num-threads 4 -d 0", Config(level=0)),
+        (
+            "final_action poweroff\nfailure_action halt",
+            Config(final_action=Action.POWEROFF, failure_action=Action.HALT),
+        ),
+        ("default halt", Config(failure_action=Action.HALT)),
+    ],
+)
+def test_values(text: str, expected: Config | None) -> None:
+    found = parse(text)
+    if expected is None:
+        assert found.errors
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "fatal"),
+    [
+        ("pth /x", "unknown directive 'pth'; did you mean 'path'?", False),
+        ("frobnicate", "unknown directive 'frobnicate'", False),
+        ("path x", "path must begin with a slash, 'x' does not", True),
+        ("path /a/../b", "path must not contain '..'", True),
+        ("path", "'path' has no value", True),
+        ("\npath /a\npath /b", "'path' was already set in line 2", True),
+        ("ext4 UUID=a\nxfs UUID=b", "'xfs' was already set in line 1", True),
+        ("final_action dance", "'dance' is not an action; use one of reboot, halt, poweroff", True),
+        ("failure_action shell", "'shell' is not available in this version", True),
+        ("nfs host:/export", "a 'nfs' target is not available in this version", True),
+        ("ext4 sda1", "'sda1' names no device", True),
+        ("ext4 /dev/../etc/shadow", "names no device", True),
+        ("core_collector scp", "core_collector 'scp' is not available", True),
+        ("core_collector makedumpfile -d 32", "dump level '32'", True),
+        ("core_collector makedumpfile -d", "dump level ''", True),
+        ("core_collector makedumpfile --erase x", "option '--erase' is not known", True),
+        ("kdump_post /bin/x", "'kdump_post' is not available in this version", True),
+        ("dracut_args --x", "'dracut_args' has no effect", False),
+        ("link_delay 5", "'link_delay' is obsolete", False),
+        ("path /a\x00b", "control character", True),
+    ],
+)
+def test_problems_name_their_line(text: str, message: str, fatal: bool) -> None:
+    (problem,) = parse(text).problems
+    assert message in problem.message
+    assert problem.fatal is fatal
+    assert str(problem).startswith(f"{NAME}:{len(text.splitlines())}: ")
+
+
+def test_a_later_file_overrides(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/kdump.conf.d"
+    folder.mkdir(parents=True)
+    (tmp_path / "etc/kdump.conf").write_text("path /one\nfinal_action halt\n")
+    (folder / "10-b.conf").write_text("path /two\n")
+    (folder / "20-a.conf").write_text("path /three\noops\n")
+    (folder / "30-masked.conf").symlink_to("/dev/null")
+    (folder / "readme").write_text("path nonsense")
+    found = read_config(tmp_path)
+    assert (found.path, found.final_action) == ("/three", Action.HALT)
+    assert [str(problem) for problem in found.problems] == ["/etc/kdump.conf.d/20-a.conf:2: unknown directive 'oops'"]
+
+
+def test_no_file_is_the_default(tmp_path: Path) -> None:
+    assert read_config(tmp_path) == Config()
+
+
+def test_an_unreadable_file_is_a_fatal_problem(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/kdump.conf").write_bytes(b"path /x\xff\n")
+    (problem,) = read_config(tmp_path).errors
+    assert "not UTF-8" in str(problem)
+    (tmp_path / "etc/kdump.conf").unlink()
+    (tmp_path / "etc/kdump.conf").mkdir()
+    (problem,) = read_config(tmp_path).errors
+    assert "Is a directory" in str(problem)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["path", "ext4", "core_collector", "final_action", "raw", "x"]), st.text())))
+def test_any_text_gives_a_config_and_sentences(lines: list[tuple[str, str]]) -> None:
+    found = parse("\n".join(f"{name} {value}" for name, value in lines))
+    assert found.path.startswith("/")
+    assert 0 <= found.level <= 31
+    assert all("\n" not in str(problem) or problem.message for problem in found.problems)
+
+
+CAPTURE = CaptureConfig(
+    hostname="h", kernel="6.1", device="UUID=x", fstype="ext4", directory="/crash", level=31,
+    compression=Compression.ZSTD, final_action=Action.REBOOT, failure_action=Action.HALT,
+)  # fmt: skip
+
+
+def test_the_capture_kernels_settings_travel() -> None:
+    assert CaptureConfig.from_json(CAPTURE.to_json(), "s") == CAPTURE
+    for bad in ("", "{}", CAPTURE.to_json().replace("31", '"x"'), CAPTURE.to_json().replace('"halt"', '"dance"')):
+        with pytest.raises(ConfigError, match=r"^/s: not a capture configuration"):
+            CaptureConfig.from_json(bad, "/s")

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdumpd.host.cmdline: what the capture kernel is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdumpd.host.cmdline import capture_cmdline, parse_boot_apicid, parse_cmdline, read_cmdline, split_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("  a  b=c\n", ["a", "b=c"]),
+        ('dyndbg="file a.c +p" quiet', ['dyndbg="file a.c +p"', "quiet"]),
+        ('"foo=a b" c', ['"foo=a b"', "c"]),
+        ('a="open end', ['a="open end']),
+    ],
+)
+def test_words_end_at_blanks_outside_of_quotes(text: str, words: list[str]) -> None:
+    assert list(split_words(text)) == words
+
+
+def test_parameters_end_at_two_dashes() -> None:
+    assert parse_cmdline('a b= "c=d e" f="g h" -- crashkernel=1G') == (
+        ("a", None),
+        ("b", ""),
+        ("c", "d e"),
+        ("f", "g h"),
+    )
+
+
+DEBIAN = (
+    "BOOT_IMAGE=/boot/vmlinuz-6.1.0-56-amd64 root=UUID=0f0e ro console=tty0 console=ttyS0,115200 "
+    "crashkernel=512M-:192M quiet splash hugepages=64 default_hugepagesz=1G panic_on_warn=1 mem=8G"
+)
+
+
+def test_what_serves_the_running_system_alone_is_left_out() -> None:
+    words = capture_cmdline(DEBIAN, "x86_64", boot_apicid=0).split()
+    assert words[:2] == ["console=tty0", "console=ttyS0,115200"]
+    names = {word.partition("=")[0] for word in words}
+    assert not names & {
+        "BOOT_IMAGE",
+        "root",
+        "ro",
+        "crashkernel",
+        "quiet",
+        "splash",
+        "hugepages",
+        "panic_on_warn",
+        "mem",
+    }
+
+
+def test_x86_gets_what_the_distributions_add() -> None:
+    words = capture_cmdline("console=ttyS0", "x86_64", boot_apicid=3).split()
+    wanted = (
+        "irqpoll nr_cpus=1 reset_devices cgroup_disable=memory mce=off numa=off panic=10 acpi_no_memhotplug "
+        "transparent_hugepage=never nokaslr hest_disable cma=0 pcie_ports=compat novmcoredd hugetlb_cma=0 "
+        "kfence.sample_interval=0 initramfs_options=size=90% disable_cpu_apicid=3"
+    )
+    assert set(wanted.split()) <= set(words)
+    assert len(words) == len(set(words))
+
+
+def test_without_a_known_boot_processor_none_is_disabled() -> None:
+    assert "disable_cpu_apicid" not in capture_cmdline("", "x86_64")
+    assert "disable_cpu_apicid" not in capture_cmdline("", "aarch64", boot_apicid=0)
+
+
+def test_our_value_replaces_the_running_one_under_either_spelling() -> None:
+    words = capture_cmdline("panic=0 nr-cpus=64 transparent-hugepage=always irqpoll", "x86_64").split()
+    assert [word for word in words if word.startswith("panic=")] == ["panic=10"]
+    assert [word for word in words if word.startswith("nr")] == ["nr_cpus=1"]
+    assert words.count("irqpoll") == 1
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "pci=nommconf",
+        "intel_iommu=on",
+        "nvme_core.default_ps_max_latency_us=0",
+        "earlyprintk=serial,ttyS0",
+        'dyndbg="file drivers/nvme/* +p"',
+        "nomodeset",
+        "acpi=off",
+        "pcie_aspm=off",
+    ],
+)
+def test_what_the_hardware_needs_is_kept(word: str) -> None:
+    assert word in capture_cmdline(f"quiet {word} root=/dev/sda1", "x86_64")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "rd.luks.key=/keyfile",
+        "rd.luks.uuid=1234",
+        "systemd.set_credential=foo:hunter2",
+        "my_token=hunter2",
+        "API_KEY=hunter2",
+        "db.password=hunter2",
+        "foo.secret=hunter2",
+        "url=https://user:hunter2@example.org/x",
+        "ds=nocloud;s=http://hunter2/",
+        "init=/bin/hunter2",
+        "netconsole.privatekey=hunter2",
+    ],
+)
+def test_secrets_and_user_space_are_not_copied(word: str) -> None:
+    line = capture_cmdline(f"console=ttyS0 {word}", "x86_64")
+    assert word not in line
+    assert "hunter2" not in line
+
+
+def test_nothing_behind_two_dashes_and_no_open_quote_is_copied() -> None:
+    line = capture_cmdline('console=ttyS0 foo="never closed -- bar', "x86_64")
+    assert "foo" not in line
+    assert line.count('"') == 0
+    assert "single" not in capture_cmdline("console=ttyS0 -- single", "x86_64")
+
+
+def test_other_machines_get_their_own_additions() -> None:
+    assert "swiotlb=noforce" in capture_cmdline("", "aarch64")
+    assert "mce=off" not in capture_cmdline("", "aarch64")
+    assert "maxcpus=1" in capture_cmdline("", "mips64")
+
+
+def test_derived_lines_are_stable() -> None:
+    once = capture_cmdline(DEBIAN, "x86_64", boot_apicid=0)
+    assert capture_cmdline(once, "x86_64", boot_apicid=0) == once
+
+
+def test_boot_processor_is_the_one_called_zero() -> None:
+    text = "processor\t: 1\napicid\t\t: 5\n\nprocessor\t: 0\ninitial apicid\t: 9\napicid\t\t: 2\n"
+    assert parse_boot_apicid(text) == 2
+    assert parse_boot_apicid("processor\t: 0\nBogoMIPS\t: 50\n") is None
+
+
+def test_a_missing_file_is_an_empty_line(tmp_path: Path) -> None:
+    assert read_cmdline(tmp_path) == ""

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The target, resolved on fixture machines: trees with mountinfo, sysfs and udev's links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kdumpd.config.model import Config, LocalTarget
+from kdumpd.errors import TargetError, UnsupportedError
+from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_target
+
+if TYPE_CHECKING:
+    from conftest import Machine
+
+ROOT = "27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+PROC = "22 27 0:21 / /proc rw - proc proc rw\n"
+
+
+@pytest.fixture(autouse=True)
+def _disks(machine: Machine) -> None:
+    machine.disk("sda", "8:0", parts={"sda1": "8:1", "sda2": "8:2"})
+    machine.tag("uuid", "1111-aaaa", "sda1")
+    machine.tag("uuid", "2222-bbbb", "sda2")
+    machine.tag("label", r"crash\x20disk", "sda2")
+
+
+def test_octal_escapes_and_optional_fields_are_read() -> None:
+    text = r"36 35 98:0 /mnt\0401 /mnt/two\040words\011x rw,noatime master:1 shared:2 - ext3 /dev/root\134x rw" + "\n"
+    (mount,) = parse_mountinfo(text)
+    assert mount.root == "/mnt 1"
+    assert mount.mountpoint == "/mnt/two words\tx"
+    assert mount.fstype == "ext3"
+    assert mount.source == "/dev/root\\x"
+
+
+def test_lines_of_another_shape_are_left_out() -> None:
+    assert parse_mountinfo("rubbish\n\n1 2 3 - \n") == ()
+
+
+def test_the_deepest_mount_holds_a_path_and_the_last_of_equal_ones() -> None:
+    mounts = parse_mountinfo(
+        ROOT
+        + "28 27 8:2 / /var rw - ext4 /dev/sda2 rw\n"
+        + "29 28 8:3 / /var rw - xfs /dev/sda3 rw\n"
+        + "30 27 8:4 / /var/crash2 rw - xfs /dev/sda4 rw\n"
+    )
+    found = mount_of(mounts, "/var/crash")
+    assert found is not None
+    assert found.source == "/dev/sda3"
+    assert mount_of(mounts, "/var/crash2/deep").source == "/dev/sda4"  # type: ignore[union-attr]
+
+
+def test_the_default_target_is_the_filesystem_that_holds_the_path(machine: Machine) -> None:
+    machine.mounts(ROOT + PROC)
+    target = resolve_target(Config(), machine.root)
+    assert (target.device, target.fstype) == ("UUID=1111-aaaa", "ext4")
+    assert (target.directory, target.block) == ("/var/crash", "sda1")
+
+
+def test_a_folder_on_a_filesystem_of_its_own_is_named_as_it_is_called_there(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 8:2 / /var rw - xfs /dev/sda2 rw\n")
+    target = resolve_target(Config(), machine.root)
+    assert (target.device, target.fstype, target.directory) == ("UUID=2222-bbbb", "xfs", "/crash")
+
+
+def test_a_bind_mount_leads_to_the_folder_behind_it(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 8:2 /dumps/all /var/crash rw - ext4 /dev/sda2 rw\n")
+    target = resolve_target(Config(path="/var/crash/mine"), machine.root)
+    assert (target.device, target.directory) == ("UUID=2222-bbbb", "/dumps/all/mine")
+
+
+def test_a_symbolic_link_in_the_path_is_followed(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 8:2 / /data rw - ext4 /dev/sda2 rw\n")
+    (machine.root / "var").mkdir()
+    (machine.root / "var/crash").symlink_to("/data/crash")
+    target = resolve_target(Config(), machine.root)
+    assert (target.block, target.directory) == ("sda2", "/crash")
+
+
+def test_links_that_go_round_in_circles_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(TargetError, match="circles"):
+        real_path("/a/x", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["UUID=2222-BBBB", "LABEL=crash disk", "/dev/sda2", "/dev/disk/by-uuid/2222-bbbb"])
+def test_an_explicit_target_is_found_by_any_of_its_names(machine: Machine, device: str) -> None:
+    config = Config(target=LocalTarget(fstype="ext4", device=device), path="/dumps")
+    target = resolve_target(config, machine.root)
+    assert (target.block, target.directory) == ("sda2", "/dumps")
+    assert target.device == (device if "=" in device else "UUID=2222-bbbb")
+
+
+@pytest.mark.parametrize("device", ["UUID=3333", "LABEL=nothing", "/dev/sdz9"])
+def test_a_device_that_is_missing_is_named(machine: Machine, device: str) -> None:
+    with pytest.raises(TargetError, match=device) as caught:
+        resolve_target(Config(target=LocalTarget(fstype="ext4", device=device)), machine.root)
+    assert caught.value.hint
+
+
+def test_an_explicit_target_of_another_filesystem_is_refused(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 8:2 / /dumps rw - xfs /dev/sda2 rw\n")
+    with pytest.raises(TargetError, match=r"holds xfs, but /etc/kdump\.conf says ext4"):
+        resolve_target(Config(target=LocalTarget(fstype="ext4", device="/dev/sda2")), machine.root)
+    assert resolve_target(Config(target=LocalTarget(fstype="ext3", device="/dev/sda1")), machine.root).fstype == "ext3"
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "words"),
+    [
+        ("28 27 0:40 / /var rw - tmpfs tmpfs rw\n", TargetError, "tmpfs, which does not outlive"),
+        ("28 27 0:40 / /var rw - overlay overlay rw\n", TargetError, "overlay filesystem without a block device"),
+        ("28 27 0:40 / /var rw - nfs4 server:/dumps rw\n", UnsupportedError, "server:/dumps, a network filesystem"),
+        ("28 27 0:40 /@ /var rw - btrfs /dev/sda2 rw\n", UnsupportedError, "btrfs subvolume /@"),
+    ],
+)
+def test_what_a_capture_kernel_could_not_mount_is_refused(
+    machine: Machine, line: str, error: type[Exception], words: str
+) -> None:
+    machine.mounts(ROOT + line)
+    with pytest.raises(error, match=words):
+        resolve_target(Config(), machine.root)
+
+
+def test_btrfs_with_its_number_of_its_own_is_found_by_its_source(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 0:40 / /var rw - btrfs /dev/sda2 rw\n")
+    target = resolve_target(Config(), machine.root)
+    assert (target.block, target.directory) == ("sda2", "/crash")
+
+
+@pytest.mark.parametrize(
+    ("uuid", "words"),
+    [("LVM-abc", "an LVM volume"), ("CRYPT-LUKS2-x", "an encrypted volume"), ("other", "a device-mapper device")],
+)
+def test_stacked_devices_are_refused_by_their_kind(machine: Machine, uuid: str, words: str) -> None:
+    machine.virtual("dm-0", "253:0", {"dm/uuid": uuid})
+    machine.mounts(ROOT + "28 27 253:0 / /var rw - ext4 /dev/mapper/x rw\n")
+    with pytest.raises(UnsupportedError, match=words):
+        resolve_target(Config(), machine.root)
+
+
+def test_an_md_array_and_a_memory_disk_are_refused(machine: Machine) -> None:
+    machine.virtual("md0", "9:0", {"md/level": "raid1"})
+    machine.virtual("zram0", "254:0", {})
+    for number, words in (("9:0", "md"), ("254:0", "virtual block device")):
+        machine.mounts(ROOT + f"28 27 {number} / /var rw - ext4 /dev/x rw\n")
+        with pytest.raises(UnsupportedError, match=words):
+            resolve_target(Config(), machine.root)
+
+
+def test_a_root_mounted_by_the_kernel_itself_gets_its_real_name(machine: Machine) -> None:
+    machine.disk("vdb", "254:16")
+    machine.mounts("27 1 254:16 / / rw - ext4 /dev/root rw\n")
+    assert resolve_target(Config(), machine.root).device == "/dev/vdb"
+
+
+def test_without_mountinfo_the_reason_is_told(machine: Machine) -> None:
+    with pytest.raises(TargetError, match="cannot be listed"):
+        resolve_target(Config(), machine.root)
+
+
+def test_this_machine_resolves_or_says_why() -> None:
+    try:
+        target = resolve_target(Config(path="/"))
+    except (TargetError, UnsupportedError) as error:
+        assert error.hint
+    else:
+        assert target.directory.startswith("/")
+        assert target.block is not None
+        assert Path("/sys/class/block", target.block).exists()

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A small kernel to build images for. Python, libraries and busybox are this machine's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kdumpd.config.model import Action, CaptureConfig, Compression
+from kdumpd.host.kernels import Kernel
+from kdumpd.image.builder import BuildRequest, build
+
+if TYPE_CHECKING:
+    from kdumpd.image import ImageRecord
+
+RELEASE = "6.1.0-test"
+CONFIG = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_DEVTMPFS=y\nCONFIG_PROC_VMCORE=y\nCONFIG_RD_ZSTD=y\nCONFIG_RD_GZIP=y\n"
+
+
+def make_kernel(root: Path) -> Kernel:
+    """A kernel below `root`: xfs and its helper are modules."""
+    modules = root / "lib/modules" / RELEASE
+    for name in ("fs/xfs/xfs.ko", "lib/libcrc32c.ko"):
+        path = modules / "kernel" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"\x7fELF" + name.encode() + bytes(3000))
+    (modules / "modules.dep").write_text("kernel/fs/xfs/xfs.ko: kernel/lib/libcrc32c.ko\nkernel/lib/libcrc32c.ko:\n")
+    (modules / "modules.builtin").write_text("kernel/fs/ext4/ext4.ko\n")
+    (root / "boot").mkdir()
+    (root / f"boot/config-{RELEASE}").write_text(CONFIG)
+    (root / f"boot/vmlinuz-{RELEASE}").write_bytes(b"kernel" * 100)
+    return Kernel(release=RELEASE, image=root / f"boot/vmlinuz-{RELEASE}", modules=modules)
+
+
+def make_request(root: Path, output: Path, kernel: Kernel) -> BuildRequest:
+    """A build for the kernel below `root`."""
+    capture = CaptureConfig(
+        hostname="db1",
+        kernel=RELEASE,
+        device="UUID=1111-aaaa",
+        fstype="xfs",
+        directory="/crash",
+        level=31,
+        compression=Compression.ZSTD,
+        final_action=Action.REBOOT,
+        failure_action=Action.POWEROFF,
+    )
+    return BuildRequest(capture=capture, kernel=kernel, block=None, output=output, root=root)
+
+
+@pytest.fixture(scope="session")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageRecord]:
+    """Built once: a build takes seconds."""
+    folder = tmp_path_factory.mktemp("built")
+    (folder / "root").mkdir()
+    kernel = make_kernel(folder / "root")
+    return folder, build(make_request(folder / "root", folder / "image", kernel))
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> BuildRequest:
+    """A request whose kernel may be changed by the test; nothing is built yet."""
+    (tmp_path / "root").mkdir()
+    return make_request(tmp_path / "root", tmp_path / "out/image", make_kernel(tmp_path / "root"))
+
+
+@pytest.fixture
+def built(_built: tuple[Path, ImageRecord]) -> tuple[BuildRequest, ImageRecord]:
+    """The image that was built once, and its request; only to be looked at."""
+    folder, record = _built
+    modules = folder / "root/lib/modules" / RELEASE
+    kernel = Kernel(release=RELEASE, image=folder / f"root/boot/vmlinuz-{RELEASE}", modules=modules)
+    return make_request(folder / "root", folder / "image", kernel), record
+
+
+@pytest.fixture
+def image(tmp_path: Path, built: tuple[BuildRequest, ImageRecord]) -> tuple[Path, ImageRecord]:
+    """A copy of the image that was built once, to be damaged."""
+    request, record = built
+    shutil.copytree(request.output, tmp_path / "image")
+    return tmp_path / "image", record

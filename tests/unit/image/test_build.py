@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whole builds with this machine's python3, libraries and busybox, for a small kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kdumpd
+from kdumpd.errors import BuildError, BusyError, UnsupportedError
+from kdumpd.image import build, check, cpio, pack, pyclosure, read_record
+from kdumpd.image import builder as builder_module
+
+if TYPE_CHECKING:
+    from kdumpd.image import BuildRequest, ImageRecord
+
+Built = tuple["BuildRequest", "ImageRecord"]
+
+
+def _entries(folder: Path, record: ImageRecord) -> dict[str, cpio.Entry]:
+    archive = pack.unpack((folder / "initrd").read_bytes(), record.compression)
+    return {entry.path: entry for entry in cpio.read(archive)}
+
+
+def test_the_image_passes_its_check_and_its_record_reads_back(built: Built) -> None:
+    request, record = built
+    assert check(request.output) == record
+    assert read_record(request.output) == record
+    assert read_record(request.output / "image.json") == record
+    assert record.compression == "zstd"
+    assert record.packed_bytes < record.unpacked_bytes < 80_000_000
+
+
+def test_files_are_private(built: Built) -> None:
+    request, _ = built
+    assert stat.S_IMODE(request.output.stat().st_mode) == 0o700
+    assert sorted(path.name for path in request.output.iterdir()) == ["image.json", "initrd"]
+    for path in request.output.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_image_holds_what_the_capture_kernel_is_told(built: Built) -> None:
+    request, record = built
+    entries = _entries(request.output, record)
+    assert entries["etc/kdumpd/capture.json"].content.decode() == request.capture.to_json()
+    assert entries["etc/kdumpd/final-action"].content == b"reboot\n"
+    assert entries["etc/kdumpd/failure-action"].content == b"poweroff\n"
+    modules = entries["etc/kdumpd/modules"].content.decode().split()
+    assert [Path(module).name for module in modules] == ["libcrc32c.ko", "xfs.ko"]
+    inside = json.loads(entries["etc/kdumpd/image.json"].content)
+    assert inside["image_id"] == record.image_id
+    assert stat.S_ISCHR(entries["dev/console"].mode)
+    assert entries["init"].mode & 0o111
+
+
+def test_only_the_rooms_of_the_capture_kernel_are_inside(built: Built) -> None:
+    request, record = built
+    prefix = "usr/lib/python3/dist-packages/kdumpd/"
+    inside = {path.removeprefix(prefix).split("/")[0] for path in _entries(request.output, record) if prefix in path}
+    assert {"config", "vmcore", "dumpfile", "targets", "collector", "errors.pyc"} <= inside
+    assert not {"service", "cli", "image", "host", "crashes"} & inside
+
+
+def test_two_builds_are_equal_to_the_byte(built: Built, tmp_path: Path) -> None:
+    request, record = built
+    again = build(dataclasses.replace(request, output=tmp_path / "again"))
+    assert again.image_id == record.image_id
+    assert (tmp_path / "again/initrd").read_bytes() == (request.output / "initrd").read_bytes()
+    assert (tmp_path / "again/image.json").read_bytes() == (request.output / "image.json").read_bytes()
+
+
+def test_another_setting_is_another_image(built: Built, tmp_path: Path) -> None:
+    request, record = built
+    capture = dataclasses.replace(request.capture, level=1)
+    assert build(dataclasses.replace(request, capture=capture, output=tmp_path / "o")).image_id != record.image_id
+
+
+def test_python_starts_from_the_image_alone_and_imports_the_collector(built: Built, tmp_path: Path) -> None:
+    """The image's own loader, interpreter and modules; nothing of the host is on any path."""
+    request, record = built
+    for entry in _entries(request.output, record).values():
+        path = tmp_path / entry.path
+        if stat.S_ISDIR(entry.mode):
+            path.mkdir(exist_ok=True)
+        elif stat.S_ISLNK(entry.mode):
+            path.symlink_to(entry.content.decode())
+        elif entry.is_file:
+            path.write_bytes(entry.content)
+            path.chmod(entry.mode & 0o777)
+    script = (
+        "import "
+        + ", ".join((*pyclosure.COLLECTOR_MODULES, "numpy", "zstandard", "sys"))
+        + (
+            "; print(numpy.dtype('<u8').newbyteorder().str, numpy.arange(9).reshape(3, 3).sum(axis=0).tolist());"
+            "print(len(zstandard.compress(bytes(4096))));"
+            "print(*{getattr(m, '__file__', None) or '' for m in sys.modules.values()}, sep='\\n');"
+            "print(*(line.split()[-1] for line in open('/proc/self/maps') if '.so' in line), sep='\\n')"
+        )
+    )
+    libc = next(path for path in tmp_path.rglob("libc.so.6"))
+    loader = next((tmp_path / "usr/lib64").glob("ld-linux*"), None) or next(tmp_path.rglob("ld-linux*"))
+    command = [str(loader), "--inhibit-cache", "--library-path", str(libc.parent), str(tmp_path / "usr/bin/python3")]
+    done = subprocess.run(
+        [*command, "-S", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "PYTHONHOME": str(tmp_path / "usr"),
+            "PYTHONPATH": str(tmp_path / "usr/lib/python3/dist-packages"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    dtype, _, *files = done.stdout.splitlines()
+    assert dtype == ">u8 [9, 12, 15]"
+    outside = [path for path in files if path.startswith("/") and not path.startswith(str(tmp_path))]
+    assert outside == []
+
+
+def test_a_kernel_that_cannot_capture_is_refused(request_for: BuildRequest) -> None:
+    config = request_for.root / f"boot/config-{request_for.kernel.release}"
+    config.write_text(config.read_text().replace("CONFIG_PROC_VMCORE=y", "# CONFIG_PROC_VMCORE is not set"))
+    with pytest.raises(UnsupportedError, match="CONFIG_PROC_VMCORE"):
+        build(request_for)
+    assert not request_for.output.exists()
+
+
+def test_a_python_module_that_is_missing_is_named() -> None:
+    with pytest.raises(BuildError, match=r"Python module nothing_like_it is missing"):
+        pyclosure.find_closure(modules=("nothing_like_it",))
+
+
+def test_imports_made_late_are_inside_too(tmp_path: Path) -> None:
+    """Inside a function, and of a name that its package imports on first use."""
+    package = tmp_path / "kdumpd"
+    for room in ("config", "collector"):
+        (package / room).mkdir(parents=True)
+        (package / room / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "errors.py").write_text("def later():\n    import xmlrpc.client\n    import no_such_module\n")
+    lazy = "from concurrent.futures import ThreadPoolExecutor\n"
+    (package / "collector/lazy.py").write_text(f"def later():\n    {lazy}")
+    closure = pyclosure.find_closure(package_dir=package, modules=())
+    sources = " ".join(closure.sources)
+    assert "/xmlrpc/client.py" in sources
+    assert "/concurrent/futures/thread.py" in sources
+    assert len(closure.own) == 5
+
+
+def test_an_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="/gone/python3"):
+        pyclosure.find_closure("/gone/python3")
+    broken = tmp_path / "python3"
+    broken.write_text("#!/bin/sh\necho 'cannot start: broken' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(BuildError, match="cannot start: broken"):
+        pyclosure.find_closure(str(broken))
+
+
+def test_a_second_build_of_the_same_folder_is_refused(request_for: BuildRequest) -> None:
+    request_for.output.mkdir(parents=True)
+    handle = os.open(request_for.output, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(BusyError):
+            build(request_for)
+    finally:
+        os.close(handle)
+
+
+def test_a_damaged_module_stops_the_build(request_for: BuildRequest) -> None:
+    (request_for.kernel.modules / "kernel/fs/xfs/xfs.ko").write_bytes(b"")
+    with pytest.raises(BuildError, match=r"xfs\.ko is damaged"):
+        build(request_for)
+    assert list(request_for.output.iterdir()) == []
+
+
+# Where a build is killed: in a child process, at the entrance of the function.
+_KILLED = """
+import os, pickle, sys
+from kdumpd.image import builder, verify
+request = pickle.load(sys.stdin.buffer)
+calls = 0
+def deadly(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == {nth}:
+        os.kill(os.getpid(), 9)
+    return real(*arguments, **options)
+real = {place}
+{place} = deadly
+builder.build(request)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "nth"),
+    [
+        ("builder.gather", 1),
+        ("builder.pack.pack", 1),
+        ("builder.os.fsync", 1),
+        ("builder.os.fsync", 2),
+        ("verify.check_packed", 1),
+        ("builder.os.rename", 1),
+    ],
+)
+def test_a_build_killed_before_the_end_leaves_the_old_image(
+    image: tuple[Path, ImageRecord], built: Built, place: str, nth: int
+) -> None:
+    folder, record = image
+    old = (folder / "initrd").read_bytes()
+    _build_killed(built[0], folder, place, nth)
+    assert (folder / "initrd").read_bytes() == old
+    assert check(folder) == record
+
+
+def test_a_build_killed_between_the_renames_is_noticed_and_mended(
+    image: tuple[Path, ImageRecord], built: Built
+) -> None:
+    folder, _ = image
+    _build_killed(built[0], folder, "builder.os.rename", 2)
+    with pytest.raises(BuildError, match=r"record"):
+        check(folder)
+    request = dataclasses.replace(built[0], output=folder)
+    mended = build(request)
+    assert check(folder) == mended
+    assert sorted(path.name for path in folder.iterdir()) == ["image.json", "initrd"]
+
+
+def _build_killed(request: BuildRequest, folder: Path, place: str, nth: int) -> None:
+    import pickle
+
+    capture = dataclasses.replace(request.capture, level=0)
+    changed = dataclasses.replace(request, output=folder, capture=capture)
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED.format(place=place, nth=nth)],
+        input=pickle.dumps(changed),
+        capture_output=True,
+        env={"PYTHONPATH": str(Path(kdumpd.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == -9, done.stderr.decode()
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_image(
+    image: tuple[Path, ImageRecord], built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    folder, record = image
+    changed = dataclasses.replace(built[0], output=folder, capture=dataclasses.replace(built[0].capture, level=0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(builder_module, "gather", _limited(builder_module.gather, limits[1]))
+    try:
+        with pytest.raises(BuildError, match="cannot be written"):
+            build(changed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert check(folder) == record
+    assert sorted(path.name for path in folder.iterdir()) == ["image.json", "initrd"]
+
+
+def _limited(gather, hard: int):  # type: ignore[no-untyped-def]
+    """The real gathering; files may not grow beyond 1 MB afterwards, as on a disk that is full."""
+    import resource
+
+    def gather_then_limit(*arguments):  # type: ignore[no-untyped-def]
+        tree = gather(*arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        return tree
+
+    return gather_then_limit

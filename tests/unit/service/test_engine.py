@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdumpd.service.engine over a machine of files: arming, failing, mending, and what it says meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from fake_machine import RELEASE, FakeBuilder, FakeKernel, FakeMachine
+
+from kdumpd.dumpfile.manifest import Result
+from kdumpd.errors import (
+    BuildError,
+    BusyError,
+    ConfigError,
+    LoadError,
+    NotReservedError,
+    UnsupportedError,
+)
+from kdumpd.host.kexec import FILE_ON_CRASH
+from kdumpd.service.actions import Actor
+from kdumpd.service.engine import Engine
+from kdumpd.service.journal import Journal
+from kdumpd.service.places import Places
+from kdumpd.service.status import Status
+
+
+class Bench:
+    """An engine on a fake machine."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.kernel = FakeKernel(machine)
+        self.builder = FakeBuilder(machine)
+        self.seen: list[Status] = []
+        self.journal = io.StringIO()
+        self.restart()
+
+    def restart(self) -> None:
+        """A new service on the same machine, as after SIGKILL."""
+        places = Places.below(self.machine.root)
+        for folder in (places.state_dir, places.run_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        journal = Journal(self.journal)
+        actor = Actor(places, self.kernel.loader(), self.builder, journal)
+        self.engine = Engine(places, actor, journal, self.seen.append)
+
+    @property
+    def status(self) -> Status:
+        return self.seen[-1]
+
+    @property
+    def rung(self) -> str:
+        return self.status.state.rung.value
+
+    def codes(self) -> list[str]:
+        return [reason.code.value for reason in self.status.state.reasons]
+
+    def lines(self) -> list[str]:
+        return self.journal.getvalue().splitlines()
+
+
+@pytest.fixture
+def bench(machine: FakeMachine) -> Bench:
+    return Bench(machine)
+
+
+def test_the_first_look_changes_nothing(bench: Bench) -> None:
+    bench.engine.first_status()
+    assert bench.rung == "image-missing"
+    assert bench.kernel.calls == []
+    assert bench.lines() == []
+
+
+def test_it_arms_by_itself(bench: Bench) -> None:
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert bench.status.loaded
+    assert bench.status.image_id == bench.machine.image_id()
+    assert bench.codes() == ["not-proven"]
+    ((cmdline, flags),) = bench.kernel.calls
+    assert flags == FILE_ON_CRASH
+    assert "console=ttyS0" in cmdline
+    assert "crashkernel" not in cmdline
+    assert [status.activity for status in bench.seen if status.activity] == ["building", "loading"]
+    record = json.loads((bench.machine.root / "run/kdumpd/loaded.json").read_text())
+    assert record["image_id"] == bench.machine.image_id()
+    assert (bench.machine.root / "run/kdumpd/loaded.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_quiet_machine_is_left_alone(bench: Bench) -> None:
+    for _ in range(4):
+        bench.engine.check()
+    assert len(bench.kernel.calls) == 1
+    assert bench.builder.builds == 1
+    assert sum("armed (loaded)" in line.lower() for line in bench.lines()) == 1
+
+
+def test_a_restart_neither_builds_nor_loads(bench: Bench) -> None:
+    bench.engine.check()
+    bench.restart()
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert len(bench.kernel.calls) == 1
+    assert bench.builder.builds == 1
+
+
+def test_an_unload_behind_its_back_is_seen_and_mended(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.crash_loaded(False)
+    bench.engine.check()
+    assert bench.status.loaded
+    assert len(bench.kernel.calls) == 2
+    assert bench.builder.builds == 1
+
+
+def test_an_unload_on_request_is_respected(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.unload()
+    assert bench.rung == "unloaded"
+    assert bench.codes() == ["held"]
+    bench.engine.check()
+    bench.engine.reload()
+    assert not bench.status.loaded
+    bench.engine.load()
+    assert bench.rung == "loaded"
+    bench.engine.unload()
+    bench.engine.unload()
+    assert bench.rung == "unloaded"
+
+
+def test_somebody_elses_capture_kernel_is_reported_and_stays(bench: Bench) -> None:
+    bench.machine.crash_loaded(True)
+    bench.engine.check()
+    assert bench.kernel.calls == []
+    assert bench.rung == "unloaded"
+    assert bench.status.loaded
+    assert "loaded-by-other" in bench.codes()
+    assert bench.status.loaded_since_usec == 0
+    bench.engine.reload()
+    assert bench.kernel.calls == []
+    bench.engine.load()
+    assert bench.rung == "loaded"
+    assert "loaded-by-other" not in bench.codes()
+
+
+def test_what_others_load_after_an_unload_is_not_claimed(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.unload()
+    bench.machine.crash_loaded(True)
+    bench.engine.check()
+    assert "loaded-by-other" in bench.codes()
+    assert bench.rung == "unloaded"
+
+
+def test_a_record_of_another_boot_claims_nothing(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.write("proc/sys/kernel/random/boot_id", "another\n")
+    bench.restart()
+    bench.engine.check()
+    assert "loaded-by-other" in bench.codes()
+
+
+def test_a_service_killed_while_loading_loads_again(bench: Bench) -> None:
+    bench.engine.check()
+    run = bench.machine.root / "run/kdumpd"
+    (run / "loading.json").write_text((run / "loaded.json").read_text())
+    bench.restart()
+    bench.engine.first_status()
+    assert bench.rung == "loaded-stale"
+    assert bench.codes()[0] == "load-interrupted"
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert len(bench.kernel.calls) == 2
+
+
+def test_a_change_of_the_configuration_leads_to_a_new_image(bench: Bench) -> None:
+    bench.engine.check()
+    first = bench.machine.image_id()
+    bench.machine.config("final_action poweroff\n")
+    bench.engine.check()
+    assert bench.builder.builds == 2
+    assert bench.machine.image_id() != first
+    assert bench.rung == "loaded"
+    assert bench.status.image_id == bench.machine.image_id()
+
+
+def test_a_broken_configuration_keeps_the_last_good_image_armed(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.config("path relative\n")
+    bench.engine.check()
+    assert bench.rung == "loaded-stale"
+    assert bench.codes()[0] == "config-error"
+    assert "/etc/kdump.conf:1:" in bench.status.state.reasons[0].sentence
+    assert bench.status.loaded
+    assert bench.builder.builds == 1
+    with pytest.raises(ConfigError, match=r"kdump\.conf:1"):
+        bench.engine.reload()
+    with pytest.raises(ConfigError):
+        bench.engine.rebuild()
+    assert len(bench.kernel.calls) == 1
+
+
+def test_after_a_boot_with_a_broken_configuration_the_old_image_is_loaded(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.config("path relative\n")
+    bench.machine.write("proc/sys/kernel/random/boot_id", "another\n")
+    bench.machine.crash_loaded(False)
+    bench.restart()
+    bench.engine.check()
+    assert bench.status.loaded
+    assert bench.rung == "loaded-stale"
+
+
+def test_a_broken_configuration_and_no_image(bench: Bench) -> None:
+    bench.machine.config("path relative\n")
+    bench.engine.check()
+    assert bench.rung == "image-missing"
+    assert bench.codes()[0] == "config-error"
+    with pytest.raises(ConfigError):
+        bench.engine.load()
+    assert bench.builder.builds == 0
+
+
+def test_an_unknown_directive_is_only_a_note(bench: Bench) -> None:
+    bench.machine.config("frobnicate 1\n")
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert bench.codes() == ["not-proven", "config-warning"]
+
+
+@pytest.mark.parametrize("code", [errno.EADDRNOTAVAIL, errno.EKEYREJECTED, errno.ENOMEM])
+def test_a_failing_load_brings_the_previous_pair_back(bench: Bench, code: int) -> None:
+    bench.engine.check()
+    first = bench.machine.image_id()
+    bench.machine.config("final_action halt\n")
+    bench.kernel.fail = [code, 0]
+    bench.engine.check()
+    assert bench.status.loaded
+    assert bench.rung == "loaded-stale"
+    assert {"load-failed", "old-image-loaded"} <= set(bench.codes())
+    assert "the previous image is loaded again" in bench.status.last_error
+    record = json.loads((bench.machine.root / "run/kdumpd/loaded.json").read_text())
+    assert record["image_id"] == first
+    assert first != bench.machine.image_id()
+
+
+def test_a_failing_load_without_a_previous_pair(bench: Bench) -> None:
+    bench.kernel.fail = [errno.ENOKEY]
+    bench.engine.check()
+    assert bench.rung == "unloaded"
+    assert bench.codes()[0] == "load-failed"
+    assert not bench.status.loaded
+    assert "no key" in bench.status.last_error
+    assert not (bench.machine.root / "run/kdumpd/loaded.json").exists()
+
+
+def test_two_failing_loads_say_so(bench: Bench) -> None:
+    bench.engine.check()
+    bench.kernel.fail = [errno.ENOMEM, errno.ENOMEM]
+    with pytest.raises(LoadError, match="could not be loaded again"):
+        bench.engine.load()
+    assert not bench.status.loaded
+    assert bench.rung == "unloaded"
+
+
+def test_after_a_failure_it_waits_and_a_person_does_not(bench: Bench) -> None:
+    bench.kernel.fail = [errno.ENOMEM]
+    bench.engine.check()
+    bench.engine.check()
+    assert len(bench.kernel.calls) == 1
+    bench.engine.check(patient=False)
+    assert len(bench.kernel.calls) == 2
+    assert bench.rung == "loaded"
+    assert bench.status.last_error == ""
+
+
+def test_a_failing_build_still_loads_the_old_image(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.unload()
+    bench.machine.config("final_action halt\n")
+    bench.builder.fail = ["The disk is full"]
+    with pytest.raises(BuildError, match="disk is full"):
+        bench.engine.load()
+    assert bench.status.loaded
+    assert bench.rung == "loaded-stale"
+    assert {"build-failed", "image-stale"} <= set(bench.codes())
+
+
+def test_a_failing_first_build(bench: Bench) -> None:
+    bench.builder.fail = ["The disk is full"]
+    bench.engine.check()
+    assert bench.rung == "image-missing"
+    assert bench.codes()[0] == "build-failed"
+    assert bench.status.state.reasons[0].cure == "df -h /var/lib"
+    assert bench.kernel.calls == []
+    assert any("disk is full" in line for line in bench.lines())
+
+
+@pytest.mark.parametrize("name", ["initrd", "image.json"])
+def test_a_damaged_image_is_built_again(bench: Bench, name: str) -> None:
+    bench.engine.check()
+    bench.machine.crash_loaded(False)
+    path = bench.machine.root / "var/lib/kdumpd" / RELEASE / name
+    path.write_bytes(path.read_bytes()[:-10] + b"0123456789")
+    bench.restart()
+    bench.engine.first_status()
+    assert bench.rung == "image-missing"
+    assert bench.codes()[0] == "image-damaged"
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert bench.builder.builds == 2
+
+
+def test_a_kernel_that_ignores_the_load_is_not_believed(bench: Bench) -> None:
+    bench.engine.first_status()
+    bench.kernel.__class__ = type("Liar", (FakeKernel,), {"__call__": lambda self, *_: 0})
+    with pytest.raises(LoadError, match="yet says that none is loaded"):
+        bench.engine.load()
+    assert not bench.status.loaded
+    assert bench.rung == "unloaded"
+
+
+def test_without_a_reservation(machine: FakeMachine) -> None:
+    machine.reserve(None)
+    bench = Bench(machine)
+    bench.engine.check()
+    assert bench.rung == "not-reserved"
+    assert bench.codes()[0] == "crashkernel-missing"
+    assert bench.builder.builds == 0
+    with pytest.raises(NotReservedError, match="without crashkernel="):
+        bench.engine.load()
+    machine.reserve("300G", 0)
+    bench.engine.check()
+    assert bench.codes()[0] == "crashkernel-ignored"
+
+
+def test_without_crash_kexec(machine: FakeMachine) -> None:
+    machine.crash_loaded(None)
+    bench = Bench(machine)
+    bench.engine.check()
+    assert bench.rung == "unsupported"
+    with pytest.raises(UnsupportedError):
+        bench.engine.load()
+    machine.crash_loaded(False)
+    machine.write("proc/sys/kernel/arch", "vax\n")
+    bench.engine.check()
+    assert bench.codes()[0] == "arch-unsupported"
+
+
+@pytest.mark.parametrize(("size", "fits"), [("256M", True), ("192M", True), ("160M", True), ("64M", False)])
+def test_which_reservations_are_enough(machine: FakeMachine, size: str, fits: bool) -> None:
+    machine.reserve(size)
+    bench = Bench(machine)
+    bench.engine.check()
+    assert bench.rung == ("loaded" if fits else "reserved-too-small")
+    if not fits:
+        reason = bench.status.state.reasons[0]
+        assert reason.sentence.startswith("64 MiB are reserved")
+        assert "needs about 1" in reason.sentence
+        # An attempt beats none, but it is not called armed.
+        assert bench.status.loaded
+
+
+def test_switched_off_by_sysctl(machine: FakeMachine) -> None:
+    machine.write("proc/sys/kernel/kexec_load_disabled", "1\n")
+    bench = Bench(machine)
+    bench.engine.check()
+    assert bench.rung == "unloaded"
+    assert bench.codes()[0] == "loading-disabled"
+    assert bench.kernel.calls == []
+    with pytest.raises(LoadError, match="kexec_load_disabled"):
+        bench.engine.load()
+
+
+def test_switched_off_while_loaded(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.write("proc/sys/kernel/kexec_load_disabled", "1\n")
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    for action in (bench.engine.load, bench.engine.reload):
+        with pytest.raises(LoadError, match="kexec_load_disabled"):
+            action()
+    with pytest.raises(LoadError, match="kexec_load_disabled"):
+        bench.engine.unload()
+    assert bench.status.loaded
+    assert bench.rung == "loaded"
+
+
+def test_a_missing_kernel_file(machine: FakeMachine) -> None:
+    (machine.root / f"boot/vmlinuz-{RELEASE}").unlink()
+    bench = Bench(machine)
+    bench.engine.check()
+    assert bench.rung == "image-missing"
+    assert "kernel-not-found" in bench.codes()
+
+
+def test_a_target_that_is_gone(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.config("ext4 UUID=ffffffff-0000-4000-8000-000000000000\n")
+    bench.engine.check()
+    assert bench.status.loaded
+    assert "target-unusable" in bench.codes()
+    assert bench.builder.builds == 1
+
+
+def test_a_capture_by_this_very_image_proves_it(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.crash("host-20260101T000000Z", image_id="another")
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    folder = bench.machine.crash("host-20260101T000001Z", image_id=bench.machine.image_id())
+    bench.engine.check()
+    assert bench.rung == "proven"
+    assert bench.codes() == []
+    (folder / "vmcore").write_bytes(b"cut")
+    (folder.parent / "touch").mkdir()
+    bench.engine.check()
+    assert bench.rung == "loaded"
+
+
+def test_an_incomplete_capture_proves_nothing(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.crash("a", image_id=bench.machine.image_id(), result=Result.INCOMPLETE, reason="disk full")
+    bench.engine.check()
+    assert bench.rung == "loaded"
+
+
+def test_each_crash_is_told_once(bench: Bench) -> None:
+    bench.machine.crash("host-20260101T000000Z")
+    cut = bench.machine.crash("host-20260102T000000Z")
+    (cut / "manifest.json").unlink()
+    bench.engine.check()
+    bench.restart()
+    bench.engine.check()
+    told = [line for line in bench.lines() if "was captured" in line]
+    assert len(told) == 2
+    assert "sysrq triggered crash" in told[0]
+    assert any("interrupted" in line for line in told)
+    bench.machine.crash("host-20260103T000000Z")
+    bench.engine.check()
+    assert sum("was captured" in line for line in bench.lines()) == 3
+
+
+def test_hostile_panic_lines_do_not_reach_the_journal_raw(bench: Bench) -> None:
+    bench.machine.crash("a", panic="\x1b[2J\nMESSAGE=gotcha")
+    bench.engine.check()
+    assert "\x1b" not in bench.journal.getvalue()
+    assert all(line.startswith("<") for line in bench.lines())
+
+
+def test_only_one_thing_at_a_time(bench: Bench) -> None:
+    bench.builder.seconds = 1.0
+    worker = threading.Thread(target=bench.engine.check)
+    worker.start()
+    while not (bench.seen and bench.status.activity == "building"):
+        pass
+    for action in (bench.engine.load, bench.engine.unload, bench.engine.reload, bench.engine.rebuild):
+        with pytest.raises(BusyError):
+            action()
+    bench.engine.check()
+    worker.join()
+    assert bench.rung == "loaded"
+    assert bench.builder.builds == 1
+
+
+def test_rebuild_builds_what_is_fresh(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.rebuild()
+    assert bench.builder.builds == 2
+    assert len(bench.kernel.calls) == 2
+
+
+def test_a_run_folder_that_cannot_be_written_is_said(bench: Bench) -> None:
+    run = bench.machine.root / "run/kdumpd"
+    run.rmdir()
+    run.write_text("")
+    with pytest.raises(LoadError, match="cannot be noted"):
+        bench.engine.load()
+    assert bench.kernel.calls == []
+
+
+def test_the_kept_link_is_the_loaded_image(bench: Bench) -> None:
+    bench.engine.check()
+    kept = bench.machine.root / "var/lib/kdumpd/loaded/initrd"
+    assert kept.samefile(bench.machine.root / "var/lib/kdumpd" / RELEASE / "initrd")
+    before = kept.read_bytes()
+    bench.kernel.fail = [errno.ENOMEM, 0]
+    with pytest.raises(LoadError, match="previous image is loaded again"):
+        bench.engine.rebuild()
+    assert kept.read_bytes() == before
+
+
+def test_a_crash_folder_that_is_a_link_is_not_followed(bench: Bench, tmp_path: Path) -> None:
+    elsewhere = bench.machine.crash("real", image_id="x")
+    (bench.machine.root / "var/crash/link").symlink_to(elsewhere)
+    bench.engine.check()
+    assert sum("was captured" in line for line in bench.lines()) == 1

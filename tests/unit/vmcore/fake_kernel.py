@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A dead kernel small enough to build by hand: memory, page tables, memory map, log, and the ELF core of it all.
+
+Physical memory is 16 MiB in sections of 4 MiB. The direct map uses 2 MiB pages, the memory map 4 KiB pages that lie
+in reverse order in physical memory, so that reading it in virtual order is a test.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+PAGE = 4096
+PAGES = 4096
+DIRECT = 0xFFFF888000000000
+VMEMMAP = 0xFFFFEA0000000000
+KERNEL = 0xFFFFFFFF80000000
+PHYS_BASE = 0x200000
+SECTION_BITS = 22
+PER_SECTION = 1 << (SECTION_BITS - 12)
+SIZE_OF_PAGE = 64
+
+# struct page as 6.1 and 6.12 have it on x86_64.
+OFFSETS = {"flags": 0, "_refcount": 52, "mapping": 24, "lru": 8, "_mapcount": 48, "private": 40, "compound_head": 8}
+COMMON = {
+    "NUMBER(PG_lru)": 4,
+    "NUMBER(PG_private)": 13,
+    "NUMBER(PG_swapcache)": 10,
+    "NUMBER(PG_swapbacked)": 19,
+    "NUMBER(PG_hwpoison)": 22,
+    "NUMBER(PG_head_mask)": 1 << 16,
+    "LENGTH(zone.free_area)": 11,
+}
+OLD = {  # as 6.1
+    **COMMON,
+    "NUMBER(PG_slab)": 9,
+    "OFFSET(page.compound_dtor)": 16,
+    "OFFSET(page.compound_order)": 17,
+    "NUMBER(HUGETLB_PAGE_DTOR)": 2,
+    "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)": ~0x80,
+    "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)": ~0x100,
+}
+NEW = {  # as 6.16
+    **COMMON,
+    "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)": (0xF5 << 24) - (1 << 32),
+    "NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)": (0xF4 << 24) - (1 << 32),
+    "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)": (0xF0 << 24) - (1 << 32),
+    "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)": (0xF1 << 24) - (1 << 32),
+    "NUMBER(PAGE_UNACCEPTED_MAPCOUNT_VALUE)": (0xF7 << 24) - (1 << 32),
+}
+MIDDLE = {  # as 6.6: hugetlb is a bit in the flags of the second page
+    **{key: value for key, value in OLD.items() if "compound" not in key and "DTOR" not in key},
+    "NUMBER(PG_hugetlb)": 8,
+}
+FOLIO = {  # as 6.3: order and destructor are members of struct folio
+    **{key: value for key, value in OLD.items() if "compound" not in key},
+    "OFFSET(folio._folio_dtor)": SIZE_OF_PAGE + 16,
+    "OFFSET(folio._folio_order)": SIZE_OF_PAGE + 17,
+}
+
+
+class FakeKernel:
+    """Build it, change `pages` (the struct pages) and `extra` (VMCOREINFO lines), then `write` the core."""
+
+    def __init__(self, keys: dict[str, int], *, levels: int = 4, flags_in_section: int = 0x3) -> None:
+        self.memory = bytearray(PAGES * PAGE)
+        self.keys = dict(keys)
+        self.levels = levels
+        self.extra: list[str] = []
+        self.missing: set[str] = set()
+        self._next = 0x400000
+        self.top = self._page()
+        self._tables: dict[tuple[int, int], int] = {}
+        for at in range(0, PAGES * PAGE, 2 << 20):
+            self._map(DIRECT + at, at, level=2)
+        for at in range(0, 2 << 20, 2 << 20):
+            self._map(KERNEL + at, PHYS_BASE + at, level=2)
+        self.memmap_frames = [self._page() for _ in range(PAGES * SIZE_OF_PAGE // PAGE)][::-1]
+        for index, frame in enumerate(self.memmap_frames):
+            self._map(VMEMMAP + index * PAGE, frame, level=1)
+        self.pages = np.zeros((PAGES, SIZE_OF_PAGE // 8), dtype=np.uint64)
+        self.pages.view(np.uint32)[:, OFFSETS["_mapcount"] // 4] = 0xFFFFFFFF
+        self.root = self._page()
+        entries = self._page()
+        self._u64(self.root, DIRECT + entries)
+        for number in range(PAGES // PER_SECTION):
+            self._u64(entries + number * 16, VMEMMAP | flags_in_section)
+
+    def _page(self) -> int:
+        self._next += PAGE
+        return self._next - PAGE
+
+    def _u64(self, paddr: int, value: int) -> None:
+        struct.pack_into("<Q", self.memory, paddr, value & (1 << 64) - 1)
+
+    def _map(self, vaddr: int, paddr: int, *, level: int) -> None:
+        table = self.top
+        for depth in range(self.levels, level, -1):
+            key = (depth, vaddr >> (12 + 9 * (depth - 1)))
+            if key not in self._tables:
+                self._tables[key] = self._page()
+                self._u64(table + (vaddr >> (12 + 9 * (depth - 1)) & 511) * 8, self._tables[key] | 0x63)
+            table = self._tables[key]
+        self._u64(table + (vaddr >> (12 + 9 * (level - 1)) & 511) * 8, paddr | (0xE3 if level == 2 else 0x63) | 1 << 63)
+
+    def vmcoreinfo(self) -> bytes:
+        """The text of the note."""
+        lines = {
+            "OSRELEASE": "6.1.0-fake",
+            "PAGESIZE": str(PAGE),
+            "SYMBOL(mem_section)": f"{DIRECT + self.root:x}",
+            "LENGTH(mem_section)": "2048",
+            "SIZE(mem_section)": "16",
+            "OFFSET(mem_section.section_mem_map)": "0",
+            "NUMBER(SECTION_SIZE_BITS)": str(SECTION_BITS),
+            "NUMBER(MAX_PHYSMEM_BITS)": "46",
+            "SIZE(page)": str(SIZE_OF_PAGE),
+            "SYMBOL(init_top_pgt)": f"{KERNEL + self.top - PHYS_BASE:x}",
+            "NUMBER(phys_base)": str(PHYS_BASE),
+            "NUMBER(pgtable_l5_enabled)": str(int(self.levels == 5)),
+            **{f"OFFSET(page.{name})": str(value) for name, value in OFFSETS.items()},
+            **{key: str(value) for key, value in self.keys.items()},
+            "CRASHTIME": "1700000000",
+        }
+        text = "".join(f"{key}={value}\n" for key, value in lines.items() if key not in self.missing)
+        return (text + "".join(line + "\n" for line in self.extra)).encode()
+
+    def write(self, path: Path, ranges: list[tuple[int, int]] | None = None) -> Path:
+        """The core with the page frames of `ranges` (all of them by default), in file order."""
+        data = self.pages.tobytes()
+        for index, frame in enumerate(self.memmap_frames):
+            self.memory[frame : frame + PAGE] = data[index * PAGE : (index + 1) * PAGE]
+        info = self.vmcoreinfo()
+        notes = struct.pack("<III", 5, 336, 1) + b"CORE\0\0\0\0" + bytes(336)
+        notes += struct.pack("<III", 11, len(info), 0) + b"VMCOREINFO\0\0" + info.ljust(-(-len(info) // 4) * 4, b"\0")
+        loads = [(start * PAGE, end * PAGE) for start, end in ranges or [(0, PAGES)]]
+        notes_at = 64 + 56 * (1 + len(loads))
+        offset = -(-(notes_at + len(notes)) // PAGE) * PAGE
+        ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+        out = struct.pack("<16sHHIQQQIHHHHHH", ident, 4, 62, 1, 0, 64, 0, 0, 64, 56, 1 + len(loads), 0, 0, 0)
+        out += struct.pack("<IIQQQQQQ", 4, 0, notes_at, 0, 0, len(notes), len(notes), 4)
+        bodies = []
+        for start, end in loads:
+            out += struct.pack("<IIQQQQQQ", 1, 7, offset, DIRECT + start, start, end - start, end - start, 0)
+            bodies.append(self.memory[start:end])
+            offset += end - start
+        out += notes
+        path.write_bytes(out.ljust(-(-len(out) // PAGE) * PAGE, b"\0") + b"".join(bodies))
+        return path

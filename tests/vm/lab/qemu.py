@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One QEMU machine: boot, console, commands inside, power, memory.
+
+Knows QEMU's command line and QMP, nothing of kdumpd. Every wait has an end, and the process that was
+started is ended by its own process group.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import codecs
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from .aptroot import CACHE, LabError, run
+
+QEMU = "qemu-system-x86_64"
+CONNECT_TIMEOUT_S = 30.0
+QMP_TIMEOUT_S = 120.0
+# A machine nobody ended in this time is ended by timeout(1), whatever became of its test.
+LIFE_S = 1500
+PROBE_S = 25.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class MachineLostError(AssertionError):
+    """QEMU itself ended while somebody waited for the guest."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a command inside the guest came to."""
+
+    argv: tuple[str, ...]
+    rc: int
+    out: str
+    err: str
+
+    def ok(self) -> str:
+        """stdout of a command that has to succeed."""
+        if self.rc != 0:
+            raise AssertionError(f"in the guest: {' '.join(self.argv)}: exit {self.rc}\n{self.out}{self.err}")
+        return self.out
+
+
+class Console:
+    """The serial console: every line goes to `log` with the seconds since power-on, and can be waited for.
+
+    `echo` gets the same lines, `mirror` every piece of text as it comes.
+    """
+
+    def __init__(self, stream: socket.socket, log: Path, echo: IO[str] | None = None) -> None:
+        self._stream = stream
+        self.echo = echo
+        self.mirror: Callable[[str], object] | None = None
+        self._text = ""
+        self._closed = False
+        self._changed = threading.Condition()
+        self._started = time.monotonic()
+        self._log = log.open("w")
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        pending = ""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with contextlib.suppress(OSError):
+            while data := self._stream.recv(65536):
+                text = decoder.decode(data).replace("\r", "")
+                if self.mirror is not None:
+                    self.mirror(text)
+                with self._changed:
+                    self._text += text
+                    self._changed.notify_all()
+                *lines, pending = (pending + text).split("\n")
+                for line in lines:
+                    self._write(line)
+        if pending:
+            self._write(pending)
+        with self._changed:
+            self._closed = True
+            self._log.close()
+            self._changed.notify_all()
+
+    def _write(self, line: str) -> None:
+        stamped = f"{time.monotonic() - self._started:8.2f} {line}\n"
+        self._log.write(stamped)
+        self._log.flush()
+        echo = self.echo
+        if echo is not None:
+            echo.write(stamped)
+            echo.flush()
+
+    @property
+    def text(self) -> str:
+        """All that was said so far."""
+        with self._changed:
+            return self._text
+
+    def mark(self) -> int:
+        """A place in the text; give it to `wait_for` to look only at what comes after."""
+        with self._changed:
+            return len(self._text)
+
+    def wait_for(self, pattern: str, timeout: float, *, after: int = 0) -> re.Match[str]:
+        """The first match of `pattern` behind `after`. Raises AssertionError with the last lines when none comes."""
+        wanted = re.compile(pattern, re.MULTILINE)
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = wanted.search(self._text, after)
+                if found is not None:
+                    return found
+                left = deadline - time.monotonic()
+                if self._closed or left <= 0:
+                    why = "the machine ended" if self._closed else f"{timeout:.0f} s went by"
+                    kind = MachineLostError if self._closed else AssertionError
+                    raise kind(f"console: {why} without /{pattern}/; it last said:\n{self._text[-3000:]}")
+                self._changed.wait(left)
+
+    def send(self, data: bytes) -> None:
+        """Types at the console."""
+        self._stream.sendall(data)
+
+
+class Machine:
+    """A running guest with an NVMe root disk. A context manager: leaving it ends the machine.
+
+    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order.
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: Path,
+        disks: Sequence[tuple[Path, str]],
+        append: str,
+        log: Path,
+        initrd: Path | None = None,
+        memory_mib: int = 2048,
+        cpus: int = 2,
+        cpu: str = "max",
+        accel: str | None = None,
+        echo: IO[str] | None = None,
+        memory_file: Path | None = None,
+    ) -> None:
+        self.append = append
+        self._answers = b""
+        self._folder = Path(tempfile.mkdtemp(prefix="kdumpd-vm-"))
+        self._servers = {name: self._listen(name) for name in ("console", "commands", "qmp")}
+        argv = [
+            "timeout", "--signal=KILL", str(LIFE_S), QEMU,
+            "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
+            *_accel_words(accel or accelerator(kernel)),
+            "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory_mib}M",
+            "-kernel", str(kernel), "-append", append,
+        ]  # fmt: skip
+        if initrd is not None:
+            argv += ["-initrd", str(initrd)]
+        if memory_file is not None:
+            # The guest's memory as a file: what it held at the crash can be read from outside.
+            argv += [
+                "-object", f"memory-backend-file,id=ram,size={memory_mib}M,mem-path={memory_file},share=on",
+                "-machine", "memory-backend=ram",
+            ]  # fmt: skip
+        for index, (path, form) in enumerate(disks):
+            drive = f"file={path},format={form},if=none,id=disk{index},cache=unsafe,discard=unmap,detect-zeroes=unmap"
+            # Below a port of its own, so that `device_del nvme1` can pull it out.
+            argv += ["-drive", drive, "-device", f"pcie-root-port,id=port{index},chassis={index + 1},slot={index + 1}"]
+            argv += ["-device", f"nvme,id=nvme{index},bus=port{index},drive=disk{index},serial=lab{index}"]
+        for name in self._servers:
+            argv += ["-chardev", f"socket,id={name},path={self._folder / name}"]
+        argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
+        # Not a second serial port: under TCG its interrupts get lost now and then.
+        argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands,name=lab.commands"]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the machine
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, start_new_session=True
+        )
+        atexit.register(self.kill)
+        try:
+            self.console = Console(self._accept("console"), log, echo)
+            self._commands = self._accept("commands")
+            self._qmp = self._accept("qmp")
+            self._qmp.settimeout(QMP_TIMEOUT_S)
+            self._qmp_lines = self._qmp.makefile("rb")
+            self.qmp("qmp_capabilities")
+        except BaseException:
+            self.kill()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def _listen(self, name: str) -> socket.socket:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind(str(self._folder / name))
+        server.listen(1)
+        server.settimeout(CONNECT_TIMEOUT_S)
+        return server
+
+    def _accept(self, name: str) -> socket.socket:
+        with self._servers[name] as server:
+            server.settimeout(0.5)
+            deadline = time.monotonic() + CONNECT_TIMEOUT_S
+            while time.monotonic() < deadline and self._process.poll() is None:
+                with contextlib.suppress(TimeoutError):
+                    stream, _ = server.accept()
+                    stream.settimeout(None)
+                    return stream
+        self._errors.seek(0)
+        raise LabError(f"QEMU did not start: {self._errors.read().decode(errors='replace')}")
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """One QMP command; events that come between are passed over."""
+        try:
+            self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+            while line := self._qmp_lines.readline():
+                answer = json.loads(line)
+                if "return" in answer:
+                    return answer["return"]
+                if "error" in answer:
+                    raise LabError(f"QMP {command}: {answer['error']}")
+        except OSError as error:
+            raise LabError(f"QMP {command}: {error}") from error
+        raise LabError(f"QMP {command}: the machine ended")
+
+    def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        try:
+            return self._exchange_lines(request, timeout)
+        except ConnectionError as error:
+            # Only a QEMU that is gone closes this socket.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace")
+            raise MachineLostError(f"QEMU ended with {self._process.poll()} ({error}): {said}") from error
+
+    def _exchange_lines(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        self._commands.sendall(json.dumps(request).encode() + b"\n")
+        deadline = time.monotonic() + timeout
+        while True:
+            while b"\n" in self._answers:
+                line, _, self._answers = self._answers.partition(b"\n")
+                # A guest that was rebooted may have left half a line.
+                with contextlib.suppress(ValueError):
+                    answer: dict[str, Any] = json.loads(line)
+                    if answer.get("id") == request["id"]:
+                        return answer
+            self._commands.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                data = self._commands.recv(65536)
+            except TimeoutError:
+                raise AssertionError(
+                    f"in the guest: no answer within {timeout:.0f} s: {request}; console:\n{self.console.text[-2000:]}"
+                ) from None
+            if not data:
+                raise MachineLostError(f"the machine ended: {request}; console:\n{self.console.text[-3000:]}")
+            self._answers += data
+
+    def wait_ready(self, timeout: float = 180, *, after: int = 0) -> None:
+        """Waits until the guest takes commands; `after` is a mark on the console from before the boot that counts."""
+        deadline = time.monotonic() + timeout
+        # Nothing is sent to a port that nobody has opened yet.
+        self.console.wait_for(r" login: ", timeout, after=after)
+        while True:
+            try:
+                self._exchange({"id": os.urandom(4).hex(), "argv": ["/bin/true"], "timeout": 10}, 3)
+                return
+            except AssertionError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise
+
+    def run(self, argv: Sequence[str], *, timeout: float = 60, data: bytes | None = None) -> Done:
+        """Runs a program in the guest and waits for it."""
+        request: dict[str, Any] = {"id": os.urandom(4).hex(), "argv": list(argv), "timeout": timeout}
+        if data is not None:
+            request["input"] = base64.b64encode(data).decode()
+        answer = self._exchange(request, timeout + 20)
+        out, err = (base64.b64decode(answer[name]).decode(errors="replace") for name in ("out", "err"))
+        return Done(argv=tuple(argv), rc=answer["rc"], out=out, err=err)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Puts a file into the guest, in pieces of moderate size."""
+        self.run(["/bin/sh", "-c", 'cat > "$1"', "sh", path], data=b"").ok()
+        for start in range(0, len(data), 32768):
+            piece = data[start : start + 32768]
+            self.run(["/bin/sh", "-c", 'cat >> "$1"', "sh", path], data=piece).ok()
+
+    def trigger(self, argv: Sequence[str]) -> None:
+        """Starts a program that is not expected to answer, such as one that crashes the kernel."""
+        self._commands.sendall(json.dumps({"id": "trigger", "argv": list(argv), "timeout": 60}).encode() + b"\n")
+
+    def crash(self) -> None:
+        """Panics the guest's kernel: sysrq-c (Documentation/admin-guide/sysrq.rst)."""
+        self.trigger(["/bin/sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger"])
+
+    def alive(self) -> bool:
+        """False once the machine is off."""
+        return self._process.poll() is None
+
+    def wait_ended(self, timeout: float) -> None:
+        """Waits until the machine has switched itself off."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still on after {timeout:.0f} s; console:\n{self.console.text[-3000:]}") from None
+
+    def power_off(self, timeout: float = 90) -> None:
+        """Shuts the guest down in an orderly way, so that its disk is whole."""
+        self.trigger(["systemctl", "poweroff", "--no-block"])
+        self.wait_ended(timeout)
+
+    def kill(self) -> None:
+        """Ends the machine at once. Harmless when it has ended."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        atexit.unregister(self.kill)
+
+
+def overlay(base: Path, path: Path) -> Path:
+    """A qcow2 disk at `path` that starts as `base` (raw) and leaves it as it is."""
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(path)], timeout=60)
+    return path
+
+
+def accelerator(kernel: Path) -> str:
+    """Which accelerator works here: "kvm" when a short boot under it ends well, else "tcg". Tried once per host boot.
+
+    /dev/kvm can exist and hang every guest, hence the boot: without a root filesystem the kernel panics
+    within seconds, and that panic is the proof. KDUMPD_ACCEL overrides.
+    """
+    if forced := os.environ.get("KDUMPD_ACCEL"):
+        return forced
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    noted = CACHE / "vm" / f"accel-{_BOOT_ID.read_text().strip()}"
+    if not noted.exists():
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        answer = "kvm" if _kvm_boots(kernel) else "tcg"
+        temporary = noted.with_suffix(f".{os.getpid()}")
+        temporary.write_text(answer)
+        temporary.rename(noted)
+    return noted.read_text()
+
+
+def _kvm_boots(kernel: Path) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with Machine(
+                kernel=kernel,
+                disks=[],
+                append="console=ttyS0 panic=0",
+                log=Path(scratch) / "log",
+                memory_mib=512,
+                accel="kvm",
+            ) as machine:
+                machine.console.wait_for("Kernel panic - not syncing: VFS", PROBE_S)
+                return True
+        except (AssertionError, LabError):
+            return False
+
+
+def _accel_words(accel: str) -> list[str]:
+    return ["-accel", "kvm"] if accel == "kvm" else ["-accel", "tcg,thread=multi"]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When something is wrong: a clear sentence where people look, a reboot in every case, no false success."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from lab import circle, cpio, image
+from lab.aptroot import run
+from lab.qemu import Machine
+
+KEXEC = "/opt/lab/kexec"
+LOADED = "/sys/kernel/kexec_crash_loaded"
+
+
+def _said(guest: Machine, state: str, *words: str) -> None:
+    """`kdumpctl status` and the journal say the same words, and the state is on the right rung."""
+    for text in words:
+        circle.wait_said(guest, text)
+        circle.wait_journal(guest, text)
+    assert circle.status(guest)["state"] == state
+
+
+def _loaded(guest: Machine) -> bool:
+    return guest.run(["cat", LOADED]).ok().strip() == "1"
+
+
+def _second_disk(scratch: Path, size_mib: int, label: str) -> Path:
+    disk = scratch / "second.raw"
+    with disk.open("wb") as file:
+        file.truncate(size_mib << 20)
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-L", label, str(disk)], timeout=60)
+    return disk
+
+
+def _configure(guest: Machine, text: str) -> None:
+    guest.write("/etc/kdump.conf", text.encode())
+    guest.run(["systemctl", "restart", "kdumpd"]).ok()
+
+
+def _crash_and_return(guest: Machine) -> str:
+    """Crashes the machine and waits until it is back; what the capture kernel said."""
+    guest.run(["sync"]).ok()
+    after = guest.console.mark()
+    guest.crash()
+    guest.console.wait_for(r"Kernel panic", 60, after=after)
+    first = guest.console.wait_for(r"Linux version", 120, after=after)
+    second = guest.console.wait_for(r"Linux version", circle.CAPTURE_TIMEOUT_S, after=first.end())
+    guest.wait_ready(circle.BACK_TIMEOUT_S, after=second.end())
+    return circle.flat(guest.console.text[first.start() : second.start()])
+
+
+def test_no_crashkernel(made: image.Image, scratch: Path) -> None:
+    with circle.boot(made, scratch, words="") as guest:
+        guest.wait_ready()
+        _said(guest, "not-reserved", "the kernel was booted without crashkernel=")
+        assert not _loaded(guest)
+
+
+@pytest.mark.parametrize("size_mib", [64, 96])
+def test_reservation_too_small(made: image.Image, scratch: Path, size_mib: int) -> None:
+    """The sentence is there; what fits is loaded all the same, and the machine reboots, captured or not."""
+    with circle.boot(made, scratch, words=f"crashkernel={size_mib}M") as guest:
+        guest.wait_ready()
+        _said(guest, "reserved-too-small", f"{size_mib} MiB are reserved for the capture kernel, a capture needs about")
+        asked = guest.run(["kdumpctl", "load"], timeout=180)
+        # Success and the kernel's word have to agree: never a false "loaded".
+        assert _loaded(guest) == (asked.rc == 0), f"kdumpctl load: exit {asked.rc}\n{asked.out}{asked.err}"
+        if asked.rc != 0:
+            assert asked.err.strip(), "refused without a sentence"
+            return
+        _crash_and_return(guest)
+        _no_false_success(guest)
+
+
+def _no_false_success(guest: Machine) -> None:
+    """No dump under its final name without a manifest that vouches for it."""
+    script = 'for f in "$1"/*/vmcore; do [ -e "$f" ] && echo "$f"; done; true'
+    for path in guest.run(["/bin/sh", "-c", script, "sh", circle.CRASH_DIR]).ok().split():
+        manifest = json.loads(guest.run(["cat", f"{Path(path).parent}/manifest.json"]).ok())
+        assert manifest["result"] == "complete"
+
+
+def test_a_bad_line_in_kdump_conf(made: image.Image, scratch: Path) -> None:
+    """The line is named, no new image is built with it; mended, the machine is armed."""
+    with circle.boot(made, scratch) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        guest.run(["kdumpctl", "unload"]).ok()
+        _configure(guest, "# a comment\npath var/crash\n")
+        circle.wait_said(guest, "/etc/kdump.conf:2:")
+        circle.wait_journal(guest, "/etc/kdump.conf:2:")
+        assert "path must begin with a slash" in circle.flat(guest.run(["kdumpctl", "status"]).out)
+        _configure(guest, "path /var/crash\n")
+        guest.run(["kdumpctl", "load"], timeout=180).ok()
+        circle.wait_armed(guest)
+
+
+def test_a_damaged_image(made: image.Image, scratch: Path) -> None:
+    """Bytes flipped on the disk are noticed: what is damaged is not loaded, and the reason is told."""
+    with circle.boot(made, scratch) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        guest.run(["systemctl", "stop", "kdumpd"]).ok()
+        guest.run([KEXEC, "-p", "-u"]).ok()
+        initrd = f"/var/lib/kdumpd/{made.release('6.1')}/initrd"
+        flip = (
+            "import sys; f = open(sys.argv[1], 'r+b'); f.seek(3000000); b = f.read(16); f.seek(3000000); "
+            "f.write(bytes(x ^ 255 for x in b))"
+        )
+        guest.run(["python3", "-c", flip, initrd]).ok()
+        before = guest.run(["sha256sum", initrd]).ok()
+        # With a line that cannot be followed the service has no way to build a new image.
+        _configure(guest, "path var/crash\n")
+        circle.wait_said(guest, f"The capture image {initrd} cannot be used")
+        refused = guest.run(["kdumpctl", "load"], timeout=180)
+        assert refused.rc != 0, refused.out
+        assert not _loaded(guest)
+        # Mended, a new image takes the place of the damaged one.
+        _configure(guest, "path /var/crash\n")
+        circle.wait_armed(guest)
+        circle.wait_journal(guest, f"The capture image {initrd} cannot be used")
+        assert guest.run(["sha256sum", initrd]).ok() != before
+
+
+def test_python_does_not_start_in_the_capture_kernel(made: image.Image, scratch: Path) -> None:
+    """The machine reboots also when the collector cannot even be started."""
+    broken = scratch / "python3"
+    broken.write_text("#!/nowhere/python3\n")
+    extra = cpio.archive(folders=["usr", "usr/bin"], files={"usr/bin/python3": broken, "usr/bin/python3.11": broken})
+    with circle.boot(made, scratch) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        guest.write("/root/extra.cpio", extra)
+        record = json.loads(guest.run(["cat", "/run/kdumpd/loaded.json"]).ok())
+        join = 'cp "$1" /root/initrd && truncate -s %4 /root/initrd && cat /root/extra.cpio >> /root/initrd'
+        guest.run(["/bin/sh", "-ec", join, "sh", record["initrd"]]).ok()
+        words = [KEXEC, "-p", "-s", record["kernel"], "--initrd=/root/initrd", f"--command-line={record['cmdline']}"]
+        guest.run(words, timeout=120).ok()
+        said = _crash_and_return(guest)
+        assert "python3 could not be started" in said, said[-3000:]
+        assert circle.crashes(guest) == []
+
+
+def test_the_disk_is_full(made: image.Image, scratch: Path) -> None:
+    """What fits is kept and called incomplete; the log, written first, is whole; the reason is told three times."""
+    second = _second_disk(scratch, 16, "small")
+    with circle.boot(made, scratch, disks=((second, "raw"),)) as guest:
+        guest.wait_ready()
+        _configure(guest, "ext4 LABEL=small\npath /crash\n")
+        circle.wait_armed(guest)
+        marker = circle.mark_log(guest)
+        said = _crash_and_return(guest)
+        assert "No space left on device" in said, said[-3000:]
+        guest.run(["/bin/sh", "-ec", "mkdir -p /mnt/small && mount -o ro LABEL=small /mnt/small"]).ok()
+        (name,) = guest.run(["ls", "/mnt/small/crash"]).ok().split()
+        folder = f"/mnt/small/crash/{name}"
+        names = guest.run(["ls", folder]).ok().split()
+        assert "vmcore" not in names, names
+        manifest = json.loads(guest.run(["cat", f"{folder}/manifest.json"]).ok())
+        assert manifest["result"] in ("incomplete", "log-only")
+        assert "No space left on device" in manifest["reason"]
+        assert marker in guest.run(["cat", f"{folder}/vmcore-dmesg.txt"]).ok()
+
+
+def test_the_target_is_gone_at_the_crash(made: image.Image, scratch: Path) -> None:
+    """The disk was there when the image was built, and is not when it is needed: a sentence and a reboot."""
+    second = _second_disk(scratch, 64, "dumps")
+    with circle.boot(made, scratch, disks=((second, "raw"),)) as guest:
+        guest.wait_ready()
+        _configure(guest, "ext4 LABEL=dumps\npath /crash\n")
+        circle.wait_armed(guest)
+        guest.qmp("device_del", id="nvme1")
+        deadline = time.monotonic() + 60
+        while guest.run(["test", "-e", "/dev/nvme1n1"]).rc == 0:
+            assert time.monotonic() < deadline, "the guest did not let go of its disk"
+            time.sleep(1)
+        said = _crash_and_return(guest)
+        assert "LABEL=dumps" in said or "UUID=" in said, said[-3000:]
+        assert "failure action" in said, said[-3000:]
+        assert circle.crashes(guest) == []
+
+
+def test_a_target_that_does_not_exist(made: image.Image, scratch: Path) -> None:
+    """Named in kdump.conf, but not in the machine: said at once, not at the crash."""
+    with circle.boot(made, scratch) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        guest.run(["kdumpctl", "unload"]).ok()
+        _configure(guest, "ext4 LABEL=nowhere\n")
+        circle.wait_said(guest, "LABEL=nowhere")
+        circle.wait_journal(guest, "LABEL=nowhere")
