@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab import image, prepare
-from lab.qemu import MachineLostError
+from lab.console import MachineLostError
 
 
 @pytest.hookimpl(tryfirst=True)

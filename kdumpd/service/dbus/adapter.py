@@ -56,7 +56,7 @@ def root_only(method: _Method) -> _Method:
     return off_loop(method)
 
 
-class _Wrapper(pydbus.registration.ObjectWrapper):  # type: ignore[misc]
+class _Wrapper(pydbus.registration.ObjectWrapper):  # type: ignore[misc]  # pydbus is not typed
     """Takes the calls for one object."""
 
     pool: ClassVar[concurrent.futures.ThreadPoolExecutor | None] = None

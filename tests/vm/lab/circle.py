@@ -87,8 +87,8 @@ def status(guest: Machine) -> dict[str, Any]:
 
 
 def wait_armed(guest: Machine, timeout: float = ARM_TIMEOUT_S) -> Done:
-    """Waits until `kdumpctl status` ends with 0, which means armed; its text."""
-    return _wait_status(guest, lambda done: done.rc == 0, timeout)
+    """Waits until `kdumpctl status` ends with 0, which means armed, with what the configuration asks for; its text."""
+    return _wait_status(guest, lambda done: done.rc == 0 and "loaded-stale" not in done.out, timeout)
 
 
 def wait_said(guest: Machine, words: str, timeout: float = ARM_TIMEOUT_S) -> Done:

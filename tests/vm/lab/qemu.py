@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import atexit
 import base64
-import codecs
 import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,12 +20,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from .aptroot import CACHE, LabError, run
+from .console import Console, MachineLostError
 
 QEMU = "qemu-system-x86_64"
 CONNECT_TIMEOUT_S = 30.0
@@ -35,11 +34,8 @@ QMP_TIMEOUT_S = 120.0
 # A machine nobody ended in this time is ended by timeout(1), whatever became of its test.
 LIFE_S = 1500
 PROBE_S = 25.0
+CHANNELS = ("console", "commands", "qmp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class MachineLostError(AssertionError):
-    """QEMU itself ended while somebody waited for the guest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,89 +54,11 @@ class Done:
         return self.out
 
 
-class Console:
-    """The serial console: every line goes to `log` with the seconds since power-on, and can be waited for.
-
-    `echo` gets the same lines, `mirror` every piece of text as it comes.
-    """
-
-    def __init__(self, stream: socket.socket, log: Path, echo: IO[str] | None = None) -> None:
-        self._stream = stream
-        self.echo = echo
-        self.mirror: Callable[[str], object] | None = None
-        self._text = ""
-        self._closed = False
-        self._changed = threading.Condition()
-        self._started = time.monotonic()
-        self._log = log.open("w")
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        pending = ""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with contextlib.suppress(OSError):
-            while data := self._stream.recv(65536):
-                text = decoder.decode(data).replace("\r", "")
-                if self.mirror is not None:
-                    self.mirror(text)
-                with self._changed:
-                    self._text += text
-                    self._changed.notify_all()
-                *lines, pending = (pending + text).split("\n")
-                for line in lines:
-                    self._write(line)
-        if pending:
-            self._write(pending)
-        with self._changed:
-            self._closed = True
-            self._log.close()
-            self._changed.notify_all()
-
-    def _write(self, line: str) -> None:
-        stamped = f"{time.monotonic() - self._started:8.2f} {line}\n"
-        self._log.write(stamped)
-        self._log.flush()
-        echo = self.echo
-        if echo is not None:
-            echo.write(stamped)
-            echo.flush()
-
-    @property
-    def text(self) -> str:
-        """All that was said so far."""
-        with self._changed:
-            return self._text
-
-    def mark(self) -> int:
-        """A place in the text; give it to `wait_for` to look only at what comes after."""
-        with self._changed:
-            return len(self._text)
-
-    def wait_for(self, pattern: str, timeout: float, *, after: int = 0) -> re.Match[str]:
-        """The first match of `pattern` behind `after`. Raises AssertionError with the last lines when none comes."""
-        wanted = re.compile(pattern, re.MULTILINE)
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                found = wanted.search(self._text, after)
-                if found is not None:
-                    return found
-                left = deadline - time.monotonic()
-                if self._closed or left <= 0:
-                    why = "the machine ended" if self._closed else f"{timeout:.0f} s went by"
-                    kind = MachineLostError if self._closed else AssertionError
-                    raise kind(f"console: {why} without /{pattern}/; it last said:\n{self._text[-3000:]}")
-                self._changed.wait(left)
-
-    def send(self, data: bytes) -> None:
-        """Types at the console."""
-        self._stream.sendall(data)
-
-
 class Machine:
     """A running guest with an NVMe root disk. A context manager: leaving it ends the machine.
 
-    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order.
+    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order. A guest that reboots gets a new QEMU
+    process, as cold as a machine that was switched off and on: QEMU 10.0 under TCG sometimes dies in a warm reset.
     """
 
     def __init__(
@@ -161,9 +79,8 @@ class Machine:
         self.append = append
         self._answers = b""
         self._folder = Path(tempfile.mkdtemp(prefix="kdumpd-vm-"))
-        self._servers = {name: self._listen(name) for name in ("console", "commands", "qmp")}
         argv = [
-            "timeout", "--signal=KILL", str(LIFE_S), QEMU,
+            "timeout", "--signal=KILL", str(LIFE_S), QEMU, "-action", "reboot=shutdown",
             "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
             *_accel_words(accel or accelerator(kernel)),
             "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory_mib}M",
@@ -182,26 +99,68 @@ class Machine:
             # Below a port of its own, so that `device_del nvme1` can pull it out.
             argv += ["-drive", drive, "-device", f"pcie-root-port,id=port{index},chassis={index + 1},slot={index + 1}"]
             argv += ["-device", f"nvme,id=nvme{index},bus=port{index},drive=disk{index},serial=lab{index}"]
-        for name in self._servers:
+        for name in CHANNELS:
             argv += ["-chardev", f"socket,id={name},path={self._folder / name}"]
         argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
         # Not a second serial port: under TCG its interrupts get lost now and then.
         argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands,name=lab.commands"]
+        self._argv = argv
+        self._lock = threading.Lock()  # held while QEMU is started or ended
+        self._qmp_lock = threading.Lock()
+        self._ending = False
+        self._over = threading.Event()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the machine
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, start_new_session=True
-        )
+        self.console = Console(log, echo)
         atexit.register(self.kill)
         try:
-            self.console = Console(self._accept("console"), log, echo)
-            self._commands = self._accept("commands")
-            self._qmp = self._accept("qmp")
-            self._qmp.settimeout(QMP_TIMEOUT_S)
-            self._qmp_lines = self._qmp.makefile("rb")
-            self.qmp("qmp_capabilities")
+            with self._lock:
+                stream = self._launch()
         except BaseException:
+            self._over.set()
             self.kill()
             raise
+        threading.Thread(target=self._attend, args=[stream], daemon=True).start()
+
+    def _launch(self) -> socket.socket:
+        """Starts a QEMU process; its console."""
+        self._reset = False
+        servers = {name: self._listen(name) for name in CHANNELS}
+        self._process = subprocess.Popen(
+            self._argv, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, start_new_session=True
+        )
+        console, self._commands, self._qmp = (self._accept(servers[name]) for name in CHANNELS)
+        self._answers = b""
+        self._qmp.settimeout(QMP_TIMEOUT_S)
+        self._qmp_lines = self._qmp.makefile("rb")
+        self.qmp("qmp_capabilities")
+        return console
+
+    def _attend(self, console: socket.socket) -> None:
+        """Follows the console from boot to boot, until the machine is off or lost."""
+        try:
+            while True:
+                self.console.follow(console)
+                self._process.wait(60)
+                with self._lock:
+                    if self._ending or not self._wants_boot():
+                        break
+                    console = self._launch()
+        except (LabError, OSError, subprocess.TimeoutExpired) as error:
+            self._errors.write(f"not started again: {error}\n".encode())
+        finally:
+            self._over.set()
+            self.console.close()
+
+    def _wants_boot(self) -> bool:
+        """Whether QEMU ended because the guest asked for a reset: its last words on QMP tell."""
+        with self._qmp_lock, contextlib.suppress(OSError):
+            for line in self._qmp_lines:
+                self._note(json.loads(line))
+        return self._reset
+
+    def _note(self, said: dict[str, Any]) -> None:
+        if said.get("event") == "SHUTDOWN":
+            self._reset = said["data"]["reason"] == "guest-reset"
 
     def __enter__(self) -> Self:
         return self
@@ -212,14 +171,15 @@ class Machine:
         self.kill()
 
     def _listen(self, name: str) -> socket.socket:
+        path = self._folder / name
+        path.unlink(missing_ok=True)
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        server.bind(str(self._folder / name))
+        server.bind(str(path))
         server.listen(1)
-        server.settimeout(CONNECT_TIMEOUT_S)
         return server
 
-    def _accept(self, name: str) -> socket.socket:
-        with self._servers[name] as server:
+    def _accept(self, server: socket.socket) -> socket.socket:
+        with server:
             server.settimeout(0.5)
             deadline = time.monotonic() + CONNECT_TIMEOUT_S
             while time.monotonic() < deadline and self._process.poll() is None:
@@ -227,21 +187,27 @@ class Machine:
                     stream, _ = server.accept()
                     stream.settimeout(None)
                     return stream
+        raise LabError(f"QEMU did not start: {self._said()}")
+
+    def _said(self) -> str:
+        """What QEMU itself printed."""
         self._errors.seek(0)
-        raise LabError(f"QEMU did not start: {self._errors.read().decode(errors='replace')}")
+        return self._errors.read().decode(errors="replace")
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One QMP command; events that come between are passed over."""
-        try:
-            self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-            while line := self._qmp_lines.readline():
-                answer = json.loads(line)
-                if "return" in answer:
-                    return answer["return"]
-                if "error" in answer:
-                    raise LabError(f"QMP {command}: {answer['error']}")
-        except OSError as error:
-            raise LabError(f"QMP {command}: {error}") from error
+        with self._qmp_lock:
+            try:
+                self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+                while line := self._qmp_lines.readline():
+                    answer = json.loads(line)
+                    self._note(answer)
+                    if "return" in answer:
+                        return answer["return"]
+                    if "error" in answer:
+                        raise LabError(f"QMP {command}: {answer['error']}")
+            except OSError as error:
+                raise LabError(f"QMP {command}: {error}") from error
         raise LabError(f"QMP {command}: the machine ended")
 
     def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -251,9 +217,7 @@ class Machine:
             # Only a QEMU that is gone closes this socket.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace")
-            raise MachineLostError(f"QEMU ended with {self._process.poll()} ({error}): {said}") from error
+            raise MachineLostError(f"QEMU ended with {self._process.poll()} ({error}): {self._said()}") from error
 
     def _exchange_lines(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         self._commands.sendall(json.dumps(request).encode() + b"\n")
@@ -287,7 +251,7 @@ class Machine:
                 self._exchange({"id": os.urandom(4).hex(), "argv": ["/bin/true"], "timeout": 10}, 3)
                 return
             except AssertionError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
+                if time.monotonic() > deadline or self._over.is_set():
                     raise
 
     def run(self, argv: Sequence[str], *, timeout: float = 60, data: bytes | None = None) -> Done:
@@ -316,14 +280,12 @@ class Machine:
 
     def alive(self) -> bool:
         """False once the machine is off."""
-        return self._process.poll() is None
+        return not self._over.is_set()
 
     def wait_ended(self, timeout: float) -> None:
         """Waits until the machine has switched itself off."""
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still on after {timeout:.0f} s; console:\n{self.console.text[-3000:]}") from None
+        if not self._over.wait(timeout):
+            raise AssertionError(f"still on after {timeout:.0f} s; console:\n{self.console.text[-3000:]}")
 
     def power_off(self, timeout: float = 90) -> None:
         """Shuts the guest down in an orderly way, so that its disk is whole."""
@@ -332,10 +294,13 @@ class Machine:
 
     def kill(self) -> None:
         """Ends the machine at once. Harmless when it has ended."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
+        self._ending = True
+        with self._lock:
+            if self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(30)
+        self._over.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
 
