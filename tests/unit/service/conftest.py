@@ -10,10 +10,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "service"))
 
-from fake_machine import FakeMachine  # its folder has to be found first
+from engine_bench import Bench  # the folder of fake_machine has to be found first
+from fake_machine import FakeMachine
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> FakeMachine:
     """A machine with one disk, crashkernel=256M and no image yet."""
     return FakeMachine(tmp_path / "machine")
+
+
+@pytest.fixture
+def bench(machine: FakeMachine) -> Bench:
+    """An engine on that machine."""
+    return Bench(machine)
