@@ -31,7 +31,7 @@ def save_raw_vmcore(guest: Machine, memory: Path, wanted: Path, *, after: int, t
     `memory` is the file given as memory_file; `after` a mark on the console from before the crash. Guest
     memory has to lie in one piece from address 0 (q35: up to 2816 MiB).
     """
-    found = guest.console.wait_for(r"Command line: .*\belfcorehdr=0x([0-9a-f]+)", timeout, after=after)
+    found = guest.console.wait_for(r"Command line: .*\belfcorehdr=0x([0-9a-f]+)\s", timeout, after=after)
     guest.qmp("stop")
     try:
         with memory.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as ram:
