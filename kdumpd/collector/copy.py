@@ -18,6 +18,7 @@ import numpy.typing as npt
 from kdumpd.dumpfile.codecs import Pack, packer
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.writer import DiskdumpWriter, PackedPages
+from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.elfcore import PAGE_SIZE, ElfCore
 
 # 2 MiB a batch: large enough to hide the cost of each call, small enough to have several in a small capture kernel.
@@ -56,10 +57,7 @@ class _Packing:
         count = len(pages)
         sizes = np.zeros(count, dtype=np.uint32)
         flags = np.zeros(count, dtype=np.uint32)
-        if self._exclude_zero:
-            filled = np.flatnonzero(pages.view(np.uint64).any(axis=1)).tolist()
-        else:
-            filled = list(range(count))
+        filled = ints(np.flatnonzero(pages.view(np.uint64).any(axis=1))) if self._exclude_zero else list(range(count))
         if self._codec is Codec.RAW:
             sizes[filled] = PAGE_SIZE
             return PackedPages(pages[filled].tobytes(), sizes, flags)
@@ -110,7 +108,7 @@ def copy_pages(
     def read(pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         pages = np.empty((len(pfns), PAGE_SIZE), dtype=np.uint8)
         bad = core.read_pages(pfns, pages)
-        copied.unreadable.extend(pfns[bad].tolist())
+        copied.unreadable.extend(ints(pfns[bad]))
         return pages
 
     def write(packed: PackedPages) -> None:

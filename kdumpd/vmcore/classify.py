@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.rules import Level, PageClass, Rules
@@ -145,7 +146,8 @@ class _Block:
         """Pages with any of the flag bits of `mask`; none when the bit is not known."""
         if mask is None:
             return np.zeros(self.count, dtype=np.bool_)
-        return np.not_equal(self.flags & np.uint64(mask), 0)
+        found: Flags = np.not_equal(self.flags & np.uint64(mask), 0)
+        return found
 
     def is_type(self, value: int | None) -> Flags:
         """Pages of a page type. All 32 bits are compared: the type's values are no masks."""
@@ -281,7 +283,7 @@ def _without_nested(
     """The ranges that do not begin inside an earlier one that counts."""
     chosen: list[int] = []
     until = 0
-    for index, (begin, end) in enumerate(zip(wide.tolist(), ends.tolist(), strict=True)):
+    for index, (begin, end) in enumerate(zip(ints(wide), ints(ends), strict=True)):
         if begin >= until:
             chosen.append(index)
             until = end

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError, os_reason
+from kdumpd.vmcore.arrays import ints
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -254,7 +255,7 @@ class ElfCore:
             return pfns
         bad: list[int] = []
         breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
-        bounds = [0, *breaks.tolist(), len(pfns)]
+        bounds = [0, *ints(breaks), len(pfns)]
         for first, last in itertools.pairwise(bounds):
             self._read_run(int(pfns[first]), out[first:last], first, bad)
         return np.array(bad, dtype=np.int64)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.elfcore import PAGE_SHIFT, PAGE_SIZE, ElfCore
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 from kdumpd.vmcore.x86_64 import PageTables
@@ -96,7 +97,7 @@ class MemoryMap:
             except VmcoreError:
                 self.unreadable_pages += count * per_section
                 continue
-            coded = np.frombuffer(raw, dtype="<u8").reshape(count, entry_size // 8)[:, map_at // 8].tolist()
+            coded = ints(np.frombuffer(raw, dtype="<u8").reshape(count, entry_size // 8)[:, map_at // 8])
             for number, value in enumerate(coded, start=first):
                 if value & _SECTION_PRESENT:
                     start_pfn = number * per_section
