@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fake_machine import RELEASE, FakeBuilder, FakeKernel, FakeMachine
+from engine_bench import Bench
+from fake_machine import RELEASE, FakeMachine
 
 from kdumpd.cli import failure, output
 from kdumpd.dumpfile.manifest import Result
@@ -44,17 +45,7 @@ def kdumpctl(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 def arm(machine: FakeMachine) -> None:
     """What the service would have done."""
-    import io
-
-    from kdumpd.service.actions import Actor
-    from kdumpd.service.engine import Engine
-    from kdumpd.service.journal import Journal
-    from kdumpd.service.places import Places
-
-    places, journal = Places.below(machine.root), Journal(io.StringIO())
-    places.run_dir.mkdir(parents=True)
-    actor = Actor(places, FakeKernel(machine).loader(), FakeBuilder(machine), journal)
-    Engine(places, actor, journal, lambda status: None).check()
+    Bench(machine).engine.check()
 
 
 @pytest.mark.parametrize("words", [(), ("status",)])

@@ -5,46 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_machine import RELEASE, FakeBuilder, FakeKernel, FakeMachine
+from engine_bench import Bench
+from fake_machine import RELEASE, FakeMachine
 
 from kdumpd.errors import KdumpError
-from kdumpd.service.actions import Actor
-from kdumpd.service.engine import Engine
-from kdumpd.service.journal import Journal
-from kdumpd.service.places import Places
-from kdumpd.service.status import Status
 
 SEQUENCES = 40
 STEPS = 25
 CONFIGS = ("", "final_action halt\n", "core_collector makedumpfile -d 1\n", "path relative\n", "bogus 1\n")
 
 
-class World:
+class World(Bench):
     """The machine, the service, and what is true about them."""
 
     def __init__(self, root: Path, pick: random.Random) -> None:
-        self.machine = FakeMachine(root)
-        self.kernel = FakeKernel(self.machine)
-        self.builder = FakeBuilder(self.machine)
+        super().__init__(FakeMachine(root))
         self.pick = pick
-        self.seen: list[Status] = []
         self.ours = False  # what the kernel holds was loaded by the service
-        self.places = Places.below(root)
-        for folder in (self.places.state_dir, self.places.run_dir):
-            folder.mkdir(parents=True)
-        self.restart()
-
-    def restart(self) -> None:
-        journal = Journal(io.StringIO())
-        self.engine = Engine(
-            self.places, Actor(self.places, self.kernel.loader(), self.builder, journal), journal, self.seen.append
-        )
 
     def held(self) -> bool:
         return (self.machine.root / "sys/kernel/kexec_crash_loaded").read_text().strip() == "1"
