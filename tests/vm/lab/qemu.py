@@ -77,7 +77,6 @@ class Machine:
         memory_file: Path | None = None,
     ) -> None:
         self.append = append
-        self._answers = b""
         self._folder = Path(tempfile.mkdtemp(prefix="kdumpd-vm-"))
         argv = [
             "timeout", "--signal=KILL", str(LIFE_S), QEMU, "-action", "reboot=shutdown",
@@ -111,29 +110,37 @@ class Machine:
         self._over = threading.Event()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the machine
         self.console = Console(log, echo)
-        atexit.register(self.kill)
         try:
-            with self._lock:
-                stream = self._launch()
+            stream = self._launch()
         except BaseException:
-            self._over.set()
-            self.kill()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
+        atexit.register(self.kill)
         threading.Thread(target=self._attend, args=[stream], daemon=True).start()
 
     def _launch(self) -> socket.socket:
-        """Starts a QEMU process; its console."""
+        """Starts a QEMU process; its console. One that does not come up is ended again."""
         self._reset = False
         servers = {name: self._listen(name) for name in CHANNELS}
         self._process = subprocess.Popen(
             self._argv, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, start_new_session=True
         )
-        console, self._commands, self._qmp = (self._accept(servers[name]) for name in CHANNELS)
-        self._answers = b""
-        self._qmp.settimeout(QMP_TIMEOUT_S)
-        self._qmp_lines = self._qmp.makefile("rb")
-        self.qmp("qmp_capabilities")
+        try:
+            console, self._commands, self._qmp = (self._accept(servers[name]) for name in CHANNELS)
+            self._answers = b""
+            self._qmp.settimeout(QMP_TIMEOUT_S)
+            self._qmp_lines = self._qmp.makefile("rb")
+            self.qmp("qmp_capabilities")
+        except BaseException:
+            self._end_process()
+            raise
         return console
+
+    def _end_process(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
 
     def _attend(self, console: socket.socket) -> None:
         """Follows the console from boot to boot, until the machine is off or lost."""
@@ -225,11 +232,9 @@ class Machine:
         while True:
             while b"\n" in self._answers:
                 line, _, self._answers = self._answers.partition(b"\n")
-                # A guest that was rebooted may have left half a line.
-                with contextlib.suppress(ValueError):
-                    answer: dict[str, Any] = json.loads(line)
-                    if answer.get("id") == request["id"]:
-                        return answer
+                answer: dict[str, Any] = json.loads(line)
+                if answer.get("id") == request["id"]:
+                    return answer
             self._commands.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 data = self._commands.recv(65536)
@@ -296,10 +301,7 @@ class Machine:
         """Ends the machine at once. Harmless when it has ended."""
         self._ending = True
         with self._lock:
-            if self._process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+            self._end_process()
         self._over.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
