@@ -19,7 +19,7 @@ from kdumpd.dumpfile.codecs import Pack, packer
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.writer import DiskdumpWriter, PackedPages
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.elfcore import PAGE_SIZE, ElfCore
+from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
 
 # 2 MiB a batch: large enough to hide the cost of each call, small enough to have several in a small capture kernel.
 _BATCH_PAGES = 512
@@ -88,7 +88,7 @@ class Copied:
 
 
 def copy_pages(
-    core: ElfCore,
+    core: CrashedMemory,
     writer: DiskdumpWriter,
     kept: npt.NDArray[np.uint8],
     total: int,

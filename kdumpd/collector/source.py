@@ -18,10 +18,12 @@ from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.classify import Classification, classify, keep_all
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_log import read_log
+from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memmap import MemoryMap
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.rules import rules_of
+from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
-from kdumpd.vmcore.x86_64 import PageTables
 
 _UTS_SIZE = 6 * 65
 FAULT = "by a fault of kdumpd"
@@ -31,7 +33,7 @@ FAULT = "by a fault of kdumpd"
 class Source:
     """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail."""
 
-    core: ElfCore
+    core: CrashedMemory
     info: Vmcoreinfo
     tables: PageTables | None
     notes: list[str]
@@ -48,7 +50,7 @@ class Source:
         notes.extend(f"VMCOREINFO has a line that makes no sense: {line[:80]}" for line in info.bad_lines[:8])
         tables = None
         try:
-            tables = PageTables(core, info)
+            tables = page_tables(core, info)
         except VmcoreError as error:
             notes.append(f"the page tables cannot be read: {error}")
         return cls(core=core, info=info, tables=tables, notes=notes)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memmap import MemoryMap
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.rules import Level, PageClass, Rules
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ class Classification:
     counts: Mapping[PageClass, int]
 
 
-def present_bitmap(core: ElfCore) -> Bytes:
+def present_bitmap(core: CrashedMemory) -> Bytes:
     """One bit for each page frame below `core.max_pfn` that the core holds."""
     bits = np.zeros(-(-core.max_pfn // 8), dtype=np.uint8)
     for extent in core.extents:
@@ -63,7 +63,7 @@ def count_bits(bits: Bytes) -> int:
     return sum(int(np.unpackbits(bits[at : at + step]).sum(dtype=np.int64)) for at in range(0, len(bits), step))
 
 
-def keep_all(core: ElfCore) -> Classification:
+def keep_all(core: CrashedMemory) -> Classification:
     """The classification that leaves nothing out: for -d 0 and for when there is no memory map to go by."""
     present = present_bitmap(core)
     total = count_bits(present)
@@ -78,7 +78,7 @@ class _Carry:
     page_class: PageClass = PageClass.KERNEL
 
 
-def classify(core: ElfCore, memory_map: MemoryMap, rules: Rules, level: int) -> Classification:
+def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: int) -> Classification:
     """Applies `rules` for dump level `level` (0 to 31) to every page of the memory map.
 
     A page without a readable struct page is kept.

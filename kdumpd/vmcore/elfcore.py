@@ -7,27 +7,20 @@ are physical. A pfn that no PT_LOAD holds cannot be read; nothing is invented fo
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import dataclasses
 import itertools
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.arrays import ints
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
+from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent, Segment
 
 EM_X86_64 = 62
 MACHINES = {EM_X86_64: "x86_64"}
@@ -36,10 +29,8 @@ _ET_CORE = 4
 _PT_LOAD = 1
 _PT_NOTE = 4
 _PN_XNUM = 0xFFFF
-_NT_PRSTATUS = 1
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
-_NHDR = struct.Struct("<III")
 _MAX_PHNUM = 1 << 20
 _MAX_NOTES = 64 << 20
 
@@ -54,37 +45,7 @@ _WINDOW = 32 << 20
 _WINDOWS = 4
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One PT_LOAD: `filesz` bytes of the memory at `paddr`, mapped by the dead kernel at `vaddr`."""
-
-    vaddr: int
-    paddr: int
-    offset: int
-    filesz: int
-    memsz: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """One ELF note; `offset` is that of its description within the whole note block."""
-
-    name: str
-    kind: int
-    offset: int
-    description: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
-    """Pages [start, end) that lie one after the other in the file from `offset` on."""
-
-    start: int
-    end: int
-    offset: int
-
-
-class ElfCore:
+class ElfCore(CrashedMemory):
     """An open vmcore. Use it as a context manager; not safe for use from several threads at once."""
 
     def __init__(self, path: Path) -> None:
@@ -113,17 +74,8 @@ class ElfCore:
             if each not in believed
         )
         self.extents = _extents(believed, self.size)
-        self._starts = [extent.start for extent in self.extents]
         self._windows: dict[int, mmap.mmap] = {}
         self._can_map = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the file and its mappings back; views that are still held keep their window."""
@@ -169,48 +121,9 @@ class ElfCore:
         size = min(size, self.size - offset)
         return os.pread(self._fd, size, offset) if offset >= 0 and size > 0 else b""
 
-    def notes(self) -> Iterator[Note]:
-        """The notes in file order, up to the first that does not fit into the note block."""
-        block, at = self.notes_block, 0
-        while at + _NHDR.size <= len(block):
-            namesz, descsz, kind = _NHDR.unpack_from(block, at)
-            if namesz == descsz == kind == 0:
-                # The kernel pads the notes of each cpu to a fixed size with zeros.
-                at += _NHDR.size
-                continue
-            name_at = at + _NHDR.size
-            desc_at = name_at + (namesz + 3 & ~3)
-            end = desc_at + descsz
-            if end > len(block):
-                return
-            name = block[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "replace")
-            yield Note(name=name, kind=kind, offset=desc_at, description=block[desc_at:end])
-            at = desc_at + (descsz + 3 & ~3)
-
-    def vmcoreinfo_note(self) -> Note | None:
-        """The note that carries VMCOREINFO, or None."""
-        return next((note for note in self.notes() if note.name == "VMCOREINFO"), None)
-
-    def nr_cpus(self) -> int:
-        """How many cpus left their registers (NT_PRSTATUS)."""
-        return sum(note.name == "CORE" and note.kind == _NT_PRSTATUS for note in self.notes())
-
-    @property
-    def max_pfn(self) -> int:
-        """One above the highest page frame of any PT_LOAD."""
-        return max(extent.end for extent in self.extents) if self.extents else 0
-
     # Memory
 
-    def extent_at(self, pfn: int) -> Extent | None:
-        """The extent that holds `pfn`, or None."""
-        index = bisect.bisect_right(self._starts, pfn) - 1
-        if index >= 0 and pfn < self.extents[index].end:
-            return self.extents[index]
-        return None
-
     def read(self, paddr: int, size: int) -> bytes:
-        """`size` bytes at physical `paddr`. Raises VmcoreError when any of them is not in the file."""
         parts: list[bytes] = []
         while size > 0:
             extent = self.extent_at(paddr >> PAGE_SHIFT)
@@ -236,7 +149,7 @@ class ElfCore:
         return data
 
     def view(self, paddr: int, size: int) -> memoryview:
-        """Like `read`, but without a copy where one window holds all of it."""
+        """Without a copy where one window holds all of it."""
         extent = self.extent_at(paddr >> PAGE_SHIFT)
         if extent is not None and paddr + size <= extent.end << PAGE_SHIFT:
             offset = extent.offset + paddr - (extent.start << PAGE_SHIFT)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.elfcore import PAGE_SHIFT, PAGE_SIZE, ElfCore
+from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
-from kdumpd.vmcore.x86_64 import PageTables
 
 # The low bits of section_mem_map are flags. There are 6 of them since 6.15 (SECTION_IS_VMEMMAP_PREINIT); the bit
 # was zero before, because a map is aligned to more than that.
@@ -40,7 +40,7 @@ class Piece:
 class MemoryMap:
     """The pieces of the memory map and their bytes. Raises VmcoreError where there is no way to find it."""
 
-    def __init__(self, core: ElfCore, info: Vmcoreinfo, tables: PageTables) -> None:
+    def __init__(self, core: CrashedMemory, info: Vmcoreinfo, tables: PageTables) -> None:
         self._core = core
         self._tables = tables
         size = info.size("page")

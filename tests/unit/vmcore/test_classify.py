@@ -14,7 +14,7 @@ from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.rules import rules_of
 from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
-from kdumpd.vmcore.x86_64 import PageTables
+from kdumpd.vmcore.x86_64 import X86PageTables
 
 ERAS = {"old": OLD, "folio": FOLIO, "middle": MIDDLE, "new": NEW}
 
@@ -26,7 +26,7 @@ def excluded(kernel: FakeKernel, path: Path, level: int, ranges: list[tuple[int,
         note = core.vmcoreinfo_note()
         assert note is not None
         info = parse_vmcoreinfo(note.description)
-        memory_map = MemoryMap(core, info, PageTables(core, info))
+        memory_map = MemoryMap(core, info, X86PageTables(core, info))
         found = classify(core, memory_map, rules_of(info), level)
         dropped = found.present & ~found.kept
         assert found.kept_count == count_bits(found.kept)

@@ -13,9 +13,10 @@ from fake_kernel import DIRECT, KERNEL, OLD, PAGE, PAGES, PHYS_BASE, FakeKernel
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore import elfcore
-from kdumpd.vmcore.elfcore import ElfCore, Segment
+from kdumpd.vmcore.elfcore import ElfCore
+from kdumpd.vmcore.memory import Segment
 from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
-from kdumpd.vmcore.x86_64 import PageTables
+from kdumpd.vmcore.x86_64 import X86PageTables
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_overlapping_and_unaligned_segments() -> None:
 def test_page_tables(levels: int, tmp_path: Path) -> None:
     kernel = FakeKernel(OLD, levels=levels)
     with ElfCore(kernel.write(tmp_path / "core")) as core:
-        tables = PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo()))
+        tables = X86PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo()))
         assert tables.levels == levels
         assert tables.to_phys(DIRECT + 0x345678) == 0x345678
         assert tables.to_phys(KERNEL + 0x1234) == PHYS_BASE + 0x1234
@@ -111,11 +112,11 @@ def test_phys_base_is_found_without_vmcoreinfo(tmp_path: Path) -> None:
     struct.pack_into("<Q", raw, 64 + 56 + 16, KERNEL - PHYS_BASE)  # p_vaddr: the text's alias of address 0
     path.write_bytes(raw)
     with ElfCore(path) as core, pytest.raises(VmcoreError, match="no segment maps"):
-        PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo()))
+        X86PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo()))
     struct.pack_into("<QQ", raw, 64 + 56 + 16, KERNEL, PHYS_BASE)
     path.write_bytes(raw)
     with ElfCore(path) as core:
-        assert PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo())).phys_base == PHYS_BASE
+        assert X86PageTables(core, parse_vmcoreinfo(kernel.vmcoreinfo())).phys_base == PHYS_BASE
 
 
 def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:

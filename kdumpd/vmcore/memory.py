@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The memory of a dead machine, whatever file it comes from: by page frame, by physical address, with its notes.
+
+All addresses here are physical. A pfn that no extent holds cannot be read; nothing is invented for it.
+"""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.vmcore.notes import NT_PRSTATUS, Note, parse_notes
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One PT_LOAD: `filesz` bytes of the memory at `paddr`, mapped by the dead kernel at `vaddr`."""
+
+    vaddr: int
+    paddr: int
+    offset: int
+    filesz: int
+    memsz: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Pages [start, end) that lie one after the other in the file from `offset` on."""
+
+    start: int
+    end: int
+    offset: int
+
+
+class CrashedMemory(abc.ABC):
+    """An open file with crashed memory. Use it as a context manager; not safe for several threads at once.
+
+    Whoever derives from it sets the attributes before anything else is called. `machine` is the name that uname(2)
+    has for the architecture, `extents` do not overlap and ascend, `doubts` are sentences on what the file says and
+    was not believed.
+    """
+
+    path: Path
+    machine: str
+    notes_block: bytes
+    segments: tuple[Segment, ...]
+    extents: tuple[Extent, ...]
+    doubts: tuple[str, ...]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Gives the file and its mappings back; views that are still held keep theirs."""
+
+    @abc.abstractmethod
+    def read(self, paddr: int, size: int) -> bytes:
+        """`size` bytes at physical `paddr`. Raises VmcoreError when any of them is not in the file."""
+
+    @abc.abstractmethod
+    def view(self, paddr: int, size: int) -> memoryview:
+        """Like `read`, without a copy where that can be had."""
+
+    @abc.abstractmethod
+    def read_pages(self, pfns: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
+
+        Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
+        """
+
+    def notes(self) -> Iterator[Note]:
+        """The ELF notes, up to the first that does not fit into the note block."""
+        return parse_notes(self.notes_block)
+
+    def vmcoreinfo_note(self) -> Note | None:
+        """The note that carries VMCOREINFO, or None."""
+        return next((note for note in self.notes() if note.name == "VMCOREINFO"), None)
+
+    def nr_cpus(self) -> int:
+        """How many cpus left their registers (NT_PRSTATUS)."""
+        return sum(note.name == "CORE" and note.kind == NT_PRSTATUS for note in self.notes())
+
+    @property
+    def max_pfn(self) -> int:
+        """One above the highest page frame."""
+        return max(extent.end for extent in self.extents) if self.extents else 0
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [extent.start for extent in self.extents]
+
+    def extent_at(self, pfn: int) -> Extent | None:
+        """The extent that holds `pfn`, or None."""
+        index = bisect.bisect_right(self._starts, pfn) - 1
+        if index >= 0 and pfn < self.extents[index].end:
+            return self.extents[index]
+        return None

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernel virtual addresses of the dead kernel: what every architecture's page tables have in common."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+
+from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
+
+
+class PageTables(abc.ABC):
+    """Virtual to physical by the dead kernel's own tables. `phys_base` is what the dump's header says of them."""
+
+    phys_base: int
+
+    def __init__(self, core: CrashedMemory) -> None:
+        self._core = core
+
+    @abc.abstractmethod
+    def _walk(self, vaddr: int) -> tuple[int, int] | None:
+        """Physical address and the bytes that follow it in the same page; None where nothing is mapped.
+
+        Raises VmcoreError when a table on the way cannot be read.
+        """
+
+    def to_phys(self, vaddr: int) -> int | None:
+        """The physical address behind `vaddr`, or None where nothing is mapped."""
+        found = self._walk(vaddr)
+        return None if found is None else found[0]
+
+    def runs(self, vaddr: int, size: int) -> Iterator[tuple[int | None, int]]:
+        """Pairs (physical address or None, bytes) that follow each other in [vaddr, vaddr + size)."""
+        start: int | None = None
+        length = 0
+        end = vaddr + size
+        while vaddr < end:
+            try:
+                found = self._walk(vaddr)
+            except VmcoreError:
+                found = None  # a page table that is not in the dump: the same as nothing mapped
+            paddr, room = found if found else (None, PAGE_SIZE - vaddr % PAGE_SIZE)
+            room = min(room, end - vaddr)
+            follows = (start is None) == (paddr is None) and (start is None or paddr == start + length)
+            if length and follows:
+                length += room
+            else:
+                if length:
+                    yield start, length
+                start, length = paddr, room
+            vaddr += room
+        if length:
+            yield start, length
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`size` bytes at kernel virtual `vaddr`. Raises VmcoreError when any of them is not there."""
+        parts: list[bytes] = []
+        for paddr, length in self.runs(vaddr, size):
+            if paddr is None:
+                raise VmcoreError(f"virtual address {vaddr:#x} is not mapped in the dead kernel")
+            parts.append(self._core.read(paddr, length))
+        return b"".join(parts)
+
+    def read_u64(self, vaddr: int) -> int:
+        """An unsigned long at `vaddr`."""
+        return int.from_bytes(self.read(vaddr, 8), "little")
+
+    def read_u32(self, vaddr: int) -> int:
+        """An unsigned int at `vaddr`."""
+        return int.from_bytes(self.read(vaddr, 4), "little")
