@@ -6,6 +6,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
+
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
 
@@ -24,6 +27,13 @@ class PageTables(abc.ABC):
 
         Raises VmcoreError when a table on the way cannot be read.
         """
+
+    def levels_below_top(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Frames of the tables that map the kernel, one array for each level, the top first; at most `limit` frames.
+
+        Raises VmcoreError where this is not known for an architecture. A table that cannot be read leads nowhere.
+        """
+        raise VmcoreError(f"the levels of the page tables of {self._core.machine} are not known")
 
     def to_phys(self, vaddr: int) -> int | None:
         """The physical address behind `vaddr`, or None where nothing is mapped."""

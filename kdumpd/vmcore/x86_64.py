@@ -7,9 +7,14 @@ Every address is walked, the direct map too: with KASLR its base is nobody's con
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
@@ -58,6 +63,26 @@ class X86PageTables(PageTables):
                 return base + inside, size - inside
             table = entry & self._mask
         return None
+
+    def levels_below_top(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
+        frames = np.array([self.top_paddr >> PAGE_SHIFT], dtype=np.int64)
+        for level in range(self.levels, 0, -1):
+            frames = frames[:limit]
+            limit -= len(frames)
+            yield frames
+            if level == 1:
+                return
+            below: list[npt.NDArray[np.int64]] = []
+            for frame in ints(frames):
+                try:
+                    entries = np.frombuffer(self._core.read(frame << PAGE_SHIFT, PAGE_SIZE), dtype="<u8")
+                except VmcoreError:
+                    continue
+                if level == self.levels:
+                    entries = entries[_ENTRIES // 2 :]  # the kernel's half
+                held = entries[(entries & _PRESENT != 0) & ((entries & _HUGE == 0) | (level > 3))]
+                below.append((held & np.uint64(self._mask)).astype(np.int64) >> PAGE_SHIFT)
+            frames = np.unique(np.concatenate(below)) if below else frames[:0]
 
     def _table(self, paddr: int) -> tuple[int, ...]:
         table = self._tables.get(paddr)
