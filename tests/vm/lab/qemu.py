@@ -11,6 +11,7 @@ import atexit
 import base64
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -324,13 +325,16 @@ def accelerator(kernel: Path) -> str:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     noted = CACHE / "vm" / f"accel-{_BOOT_ID.read_text().strip()}"
-    if not noted.exists():
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        answer = "kvm" if _kvm_boots(kernel) else "tcg"
-        temporary = noted.with_suffix(f".{os.getpid()}")
-        temporary.write_text(answer)
-        temporary.rename(noted)
-    return noted.read_text()
+    noted.parent.mkdir(parents=True, exist_ok=True)
+    # Machines are started side by side, by threads as well as by processes: one of them tries, the others wait.
+    with noted.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        answer = file.read()
+        if not answer:
+            answer = "kvm" if _kvm_boots(kernel) else "tcg"
+            file.write(answer)
+        return answer
 
 
 def _kvm_boots(kernel: Path) -> bool:
