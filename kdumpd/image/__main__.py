@@ -104,6 +104,7 @@ def _show(record: ImageRecord, folder: Path, seconds: float, *, as_json: bool) -
             "packed_bytes": record.packed_bytes,
             "unpacked_bytes": record.unpacked_bytes,
             "modules": len(record.modules),
+            "notes": record.notes,
             "seconds": round(seconds, 2),
         }
         print(json.dumps(facts))
@@ -113,6 +114,8 @@ def _show(record: ImageRecord, folder: Path, seconds: float, *, as_json: bool) -
         f"  {record.unpacked_bytes / 1e6:.1f} MB, {record.packed_bytes / 1e6:.1f} MB packed ({record.compression}), "
         f"{len(record.files)} entries, {len(record.modules)} kernel modules, {seconds:.1f} s"
     )
+    for note in record.notes:
+        print(f"  {note}")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def _assemble(request: BuildRequest, tree: contents.Tree, compression: str) -> t
         unpacked_bytes=len(archive),
         capture=request.capture,
         modules=tuple(modules),
+        notes=tuple(tree.notes),
         files=_with_manifest(files, tree.entries[MANIFEST_PATH]),
     )
     return record, packed

@@ -35,10 +35,14 @@ _MERGED = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr
 
 @dataclasses.dataclass(slots=True)
 class Tree:
-    """Entries by path, with their sources. Adding the same path again with other content is an error."""
+    """Entries by path, with their sources. Adding the same path again with other content is an error.
+
+    `notes` are sentences for whoever builds the image.
+    """
 
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     sources: dict[str, Source] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, entry: Entry, source: Source | None = None) -> None:
         """Adds an entry and the folders above it."""
@@ -133,13 +137,19 @@ def add_busybox(tree: Tree, listed: Sequence[str], busybox: str) -> list[str]:
 
 def add_python(tree: Tree, closure: pyclosure.PythonClosure, package_dir: Path, interpreter: str) -> list[str]:
     """The interpreter, its byte code and extension modules, kdumpd; returns the ELF files added."""
+    tree.notes.extend(closure.notes)
     executable = Path(os.path.realpath(closure.executable))
     tree.add_file(f"usr/bin/{executable.name}", str(executable))
     if executable.name != "python3":
         tree.add_link("usr/bin/python3", executable.name)
     own = {str(path): f"{IMAGE_PACKAGE}/{path.relative_to(package_dir)}" for path in closure.own}
     shown = {path: f"/{place}" for path, place in own.items() if path.endswith(".py")}
-    for path, code in bytecode.compiled(closure, shown, interpreter).items():
+    stand_in = str(pyclosure.LEFT_OUT)
+    compiled = bytecode.compiled(closure, {**shown, stand_in: stand_in}, interpreter)
+    left_out = compiled.pop(stand_in)
+    for path in closure.left_out:
+        tree.add_file(f"{path.removesuffix('.py')}.pyc", stand_in, left_out)
+    for path, code in compiled.items():
         tree.add_file(f"{own.get(path, path).removesuffix('.py')}.pyc", path, code)
     for path, place in own.items():
         if not path.endswith(".py"):

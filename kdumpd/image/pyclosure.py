@@ -43,6 +43,12 @@ OPTIONAL_MODULES = tuple(
     for core in ("core", "_core")
     for name in ("_dtype", "_dtype_ctypes", "_exceptions", "_internal", "_methods", "_ufunc_config")
 )
+# Parts that numpy imports and the collector does not use (left_out.py). numpy.core became numpy._core in 2.0.
+LEFT_OUT_MODULES = (
+    *(f"numpy.{part}" for part in ("ctypeslib", "fft", "linalg", "ma", "polynomial", "random", "testing")),
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("_add_newdocs", "_add_newdocs_scalars")),
+)
+LEFT_OUT = PACKAGE_DIR / "image" / "left_out.py"
 CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "targets", "collector")
 
 _SECONDS = 300
@@ -50,8 +56,16 @@ _SECONDS = 300
 # Runs with -I -S -B: no environment, no .pth files and nothing written, so that only the collector's own
 # imports are seen and the host is left as it was.
 _PROBE = """
-import importlib, importlib.util, json, sys
+import importlib, importlib.machinery, importlib.util, json, sys
 request = json.load(sys.stdin)
+class Finder:
+    def find_spec(name, path, target=None):
+        if name not in request["left_out"]:
+            return None
+        # No location: what stands in here is put into the image under the name of what it stands for.
+        loader = importlib.machinery.SourceFileLoader(name, request["stand_in"])
+        return importlib.machinery.ModuleSpec(name, loader)
+sys.meta_path.insert(0, Finder)
 import site
 sys.path.extend(path for path in site.getsitepackages() if not path.startswith("/usr/local/"))
 sys.path[:0] = request["path"]
@@ -74,9 +88,13 @@ for module in list(sys.modules.values()):
     path = getattr(module, "__file__", None)
     if path:
         files[path] = getattr(spec, "cached", None)
+left_out = {}
+for name in set(request["left_out"]) & set(sys.modules):
+    package, _, last = name.rpartition(".")
+    left_out[name] = f"{sys.modules[package].__path__[0]}/{last}.py"
 with open("/proc/self/maps") as maps:
     mapped = sorted({line.split(None, 5)[5].strip() for line in maps if ".so" in line})
-print(json.dumps({"files": files, "mapped": mapped, "executable": sys.executable,
+print(json.dumps({"files": files, "left_out": left_out, "mapped": mapped, "executable": sys.executable,
                   "magic": importlib.util.MAGIC_NUMBER.hex()}))
 """
 
@@ -85,7 +103,8 @@ print(json.dumps({"files": files, "mapped": mapped, "executable": sys.executable
 class PythonClosure:
     """What an interpreter loaded: sources with their cached byte code, extension modules, mapped libraries.
 
-    `own` are the files of kdumpd itself. `magic` marks the byte code this interpreter reads.
+    `own` are the files of kdumpd itself. `left_out` are the places where left_out.py stands in for a module. `magic`
+    marks the byte code this interpreter reads. `notes` are sentences on what did not go as it should.
     """
 
     executable: Path
@@ -94,6 +113,8 @@ class PythonClosure:
     extensions: tuple[str, ...]
     mapped: tuple[str, ...]
     own: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_closure(
@@ -102,7 +123,14 @@ def find_closure(
     modules: Sequence[str] = COLLECTOR_MODULES,
 ) -> PythonClosure:
     """Imports `modules` of the kdumpd in `package_dir`. Raises BuildError naming a module that is missing."""
-    answer = _probe(interpreter, package_dir, modules)
+    try:
+        answer = _probe(interpreter, package_dir, modules, LEFT_OUT_MODULES)
+        reason = f"module {answer['missing']} is missing" if "missing" in answer else None
+    except BuildError as error:
+        reason = error.sentence
+    if reason is not None:
+        # Perhaps another numpy needs what is left out here: a larger image beats none.
+        answer = _probe(interpreter, package_dir, modules, ())
     if "missing" in answer:
         raise BuildError(
             f"the collector cannot be put into the image: Python module {answer['missing']} is missing"
@@ -118,6 +146,8 @@ def find_closure(
         extensions=tuple(sorted(path for path in foreign if not path.endswith((".py", ".pyc")))),
         mapped=tuple(answer["mapped"]),
         own=own_files(package_dir),
+        left_out=tuple(sorted(answer["left_out"].values())),
+        notes=() if reason is None else (f"the image holds all of numpy, as it does not load in part: {reason}",),
     )
 
 
@@ -181,7 +211,7 @@ def run_python(interpreter: str, script: str, request: object, purpose: str) -> 
         raise BuildError(f"{purpose} failed: {interpreter} gave no answer: {error}") from error
 
 
-def _probe(interpreter: str, package_dir: Path, modules: Sequence[str]) -> Any:
+def _probe(interpreter: str, package_dir: Path, modules: Sequence[str], left_out: Sequence[str]) -> Any:
     files = own_files(package_dir)
     try:
         late = imports_in(files)
@@ -189,6 +219,8 @@ def _probe(interpreter: str, package_dir: Path, modules: Sequence[str]) -> Any:
         raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
     request = {
         "path": [str(package_dir.parent)],
+        "left_out": left_out,
+        "stand_in": str(LEFT_OUT),
         "needed": [*RUNTIME_MODULES, *modules, *own_modules(files, package_dir)],
         "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],
     }

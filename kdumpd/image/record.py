@@ -49,7 +49,9 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """See the module. `packed_sha256` is of the file `initrd` beside the record; `modules` are in load order."""
+    """See the module. `packed_sha256` is of the file `initrd` beside the record, `modules` are in load order, `notes`
+    are sentences on what did not go as it should.
+    """
 
     image_id: str
     kdumpd_version: str
@@ -61,6 +63,7 @@ class ImageRecord:
     unpacked_bytes: int
     capture: CaptureConfig
     modules: tuple[str, ...]
+    notes: tuple[str, ...]
     files: tuple[FileRecord, ...]
 
     def to_json(self) -> str:
@@ -87,6 +90,7 @@ class ImageRecord:
             fields["capture"] = CaptureConfig.from_json(json.dumps(raw["capture"]), source)
             fields["kernel_image"] = Source(**raw["kernel_image"])
             fields["modules"] = tuple(str(path) for path in raw["modules"])
+            fields["notes"] = tuple(str(note) for note in raw["notes"])
             fields["files"] = tuple(_file_record(entry) for entry in raw["files"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

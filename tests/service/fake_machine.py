@@ -212,6 +212,7 @@ class FakeBuilder:
             unpacked_bytes=47 * MIB,
             capture=capture,
             modules=(),
+            notes=(),
             files=(_entry("init", find_init()), *files),
         )
         folder = root / "var/lib/kdumpd" / release

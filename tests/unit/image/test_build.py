@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fake_kernel import NEW, FakeKernel
 
 import kdumpd
 from kdumpd.errors import BuildError, BusyError, UnsupportedError
@@ -29,6 +30,33 @@ Built = tuple["BuildRequest", "ImageRecord"]
 def _entries(folder: Path, record: ImageRecord) -> dict[str, cpio.Entry]:
     archive = pack.unpack((folder / "initrd").read_bytes(), record.compression)
     return {entry.path: entry for entry in cpio.read(archive)}
+
+
+def _unpack(request: BuildRequest, record: ImageRecord, folder: Path) -> None:
+    for entry in _entries(request.output, record).values():
+        path = folder / entry.path
+        if stat.S_ISDIR(entry.mode):
+            path.mkdir(exist_ok=True)
+        elif stat.S_ISLNK(entry.mode):
+            path.symlink_to(entry.content.decode())
+        elif entry.is_file:
+            path.write_bytes(entry.content)
+            path.chmod(entry.mode & 0o777)
+
+
+def _python_of(image: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the interpreter of an unpacked image with nothing but what the image holds."""
+    libc = next(path for path in image.rglob("libc.so.6"))
+    loader = next((image / "usr/lib64").glob("ld-linux*"), None) or next(image.rglob("ld-linux*"))
+    command = [str(loader), "--inhibit-cache", "--library-path", str(libc.parent), str(image / "usr/bin/python3")]
+    environment = {
+        "PYTHONHOME": str(image / "usr"),
+        "PYTHONPATH": str(image / "usr/lib/python3/dist-packages"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.run(
+        [*command, "-S", *arguments], capture_output=True, text=True, cwd=image, env=environment, check=False
+    )
 
 
 def test_the_image_passes_its_check_and_its_record_reads_back(built: Built) -> None:
@@ -86,16 +114,7 @@ def test_another_setting_is_another_image(built: Built, tmp_path: Path) -> None:
 
 def test_python_starts_from_the_image_alone_and_imports_the_collector(built: Built, tmp_path: Path) -> None:
     """The image's own loader, interpreter and modules; nothing of the host is on any path."""
-    request, record = built
-    for entry in _entries(request.output, record).values():
-        path = tmp_path / entry.path
-        if stat.S_ISDIR(entry.mode):
-            path.mkdir(exist_ok=True)
-        elif stat.S_ISLNK(entry.mode):
-            path.symlink_to(entry.content.decode())
-        elif entry.is_file:
-            path.write_bytes(entry.content)
-            path.chmod(entry.mode & 0o777)
+    _unpack(*built, tmp_path)
     script = (
         "import "
         + ", ".join((*pyclosure.COLLECTOR_MODULES, "numpy", "zstandard", "sys"))
@@ -106,25 +125,39 @@ def test_python_starts_from_the_image_alone_and_imports_the_collector(built: Bui
             "print(*(line.split()[-1] for line in open('/proc/self/maps') if '.so' in line), sep='\\n')"
         )
     )
-    libc = next(path for path in tmp_path.rglob("libc.so.6"))
-    loader = next((tmp_path / "usr/lib64").glob("ld-linux*"), None) or next(tmp_path.rglob("ld-linux*"))
-    command = [str(loader), "--inhibit-cache", "--library-path", str(libc.parent), str(tmp_path / "usr/bin/python3")]
-    done = subprocess.run(
-        [*command, "-S", "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={
-            "PYTHONHOME": str(tmp_path / "usr"),
-            "PYTHONPATH": str(tmp_path / "usr/lib/python3/dist-packages"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
-    )
+    done = _python_of(tmp_path, "-c", script)
     assert done.returncode == 0, done.stderr
     dtype, _, *files = done.stdout.splitlines()
     assert dtype == ">u8 [9, 12, 15]"
     outside = [path for path in files if path.startswith("/") and not path.startswith(str(tmp_path))]
     assert outside == []
+
+
+def test_the_collector_of_the_image_makes_the_same_dump_without_what_is_left_out(built: Built, tmp_path: Path) -> None:
+    request, record = built
+    paths = [file.path for file in record.files]
+    assert not [path for path in paths if "lapack" in path or "gfortran" in path]
+    assert [path for path in paths if path.endswith("numpy/linalg.pyc")]
+    assert record.notes == ()
+    image = tmp_path / "image"
+    image.mkdir()
+    _unpack(request, record, image)
+    core = FakeKernel(NEW).write(tmp_path / "core")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    command = ["-m", "kdumpd.collector", "-z", "-d", "31", str(core)]
+    done = _python_of(image, *command, str(theirs))
+    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, *command, str(ours)], check=True, cwd=pyclosure.PACKAGE_DIR.parent)
+    assert theirs.read_bytes() == ours.read_bytes()
+
+
+def test_a_numpy_that_needs_what_is_left_out_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyclosure, "LEFT_OUT_MODULES", ("numpy.core",))
+    closure = pyclosure.find_closure()
+    assert closure.left_out == ()
+    assert len(closure.notes) == 1
+    assert "all of numpy" in closure.notes[0]
+    assert [path for path in closure.mapped if "lapack" in path]
 
 
 def test_a_kernel_that_cannot_capture_is_refused(request_for: BuildRequest) -> None:
