@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _collect(arguments: argparse.Namespace) -> None:
     from kdumpd.collector.dump import Outcome, write_dump
+    from kdumpd.collector.options import CODECS, DumpOptions
     from kdumpd.collector.progress import Progress, size_text
     from kdumpd.collector.source import Source
     from kdumpd.dumpfile.reader import verify
@@ -91,17 +92,14 @@ def _collect(arguments: argparse.Namespace) -> None:
                 message = f"{len(lines)} lines"
             else:
                 outcome = Outcome()
+                options = DumpOptions(
+                    levels=(arguments.dump_level,),
+                    codec=CODECS[arguments.compression or Compression.NONE],
+                    threads=arguments.num_threads or len(os.sched_getaffinity(0)),
+                )
                 progress = Progress(3, stream=sys.stderr)
                 try:
-                    write_dump(
-                        source,
-                        file,
-                        outcome,
-                        level=arguments.dump_level,
-                        compression=arguments.compression or Compression.NONE,
-                        threads=arguments.num_threads or len(os.sched_getaffinity(0)),
-                        progress=progress,
-                    )
+                    write_dump(source, file, outcome, options, progress)
                 except NoSpaceError as error:
                     raise NoSpaceError(
                         f"{error.sentence}; {partial} holds {outcome.pages.get('written', 0)} of "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import kdumpd
 from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.options import CODECS, DumpOptions
 from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.source import Source
 from kdumpd.config.model import CaptureConfig
@@ -165,18 +166,16 @@ class _Run:
 
     def _save_dump(self, source: Source, outcome: Outcome) -> str | None:
         """None when the dump is complete and has its final name, else the reason why not."""
+        options = DumpOptions(
+            levels=(self._settings.level,),
+            codec=CODECS[self._settings.compression],
+            threads=len(os.sched_getaffinity(0)),
+        )
         try:
             with self._directory.create_file(INCOMPLETE_NAME) as file:
-                write_dump(
-                    source,
-                    file,
-                    outcome,
-                    level=self._settings.level,
-                    compression=self._settings.compression,
-                    threads=len(os.sched_getaffinity(0)),
-                    progress=self._progress,
-                )
-            verify(self._directory.path / INCOMPLETE_NAME)
+                write_dump(source, file, outcome, options, self._progress)
+            if options.verify:
+                verify(self._directory.path / INCOMPLETE_NAME)
             self._directory.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)

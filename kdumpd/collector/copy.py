@@ -42,15 +42,16 @@ def batches(kept: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.int64]]:
 class _Packing:
     """Packs batches; each thread has a compressor of its own."""
 
-    def __init__(self, codec: Codec, exclude_zero: bool) -> None:
+    def __init__(self, codec: Codec, level: int | None, exclude_zero: bool) -> None:
         self._codec = codec
+        self._level = level
         self._exclude_zero = exclude_zero
         self._local = threading.local()
 
     def _pack(self) -> Pack:
         found: Pack | None = getattr(self._local, "pack", None)
         if found is None:
-            found = self._local.pack = packer(self._codec)
+            found = self._local.pack = packer(self._codec, self._level)
         return found
 
     def __call__(self, pages: npt.NDArray[np.uint8]) -> PackedPages:
@@ -94,6 +95,7 @@ def copy_pages(
     total: int,
     *,
     codec: Codec,
+    compression_level: int | None,
     exclude_zero: bool,
     threads: int,
     step: Step,
@@ -103,7 +105,7 @@ def copy_pages(
 
     A page that cannot be read is written as zeros and its pfn remembered in `copied.unreadable`.
     """
-    packing = _Packing(codec, exclude_zero)
+    packing = _Packing(codec, compression_level, exclude_zero)
 
     def read(pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         pages = np.empty((len(pfns), PAGE_SIZE), dtype=np.uint8)
@@ -111,21 +113,23 @@ def copy_pages(
         copied.unreadable.extend(ints(pfns[bad]))
         return pages
 
-    def write(packed: PackedPages) -> None:
-        writer.write(packed)
+    def write(pfns: npt.NDArray[np.int64], packed: PackedPages) -> None:
+        writer.write(packed, pfns)
         copied.pages += len(packed.sizes)
         copied.zero += int((packed.sizes == 0).sum())
         step(copied.pages, total, copied.pages * PAGE_SIZE, writer.size)
 
     if threads <= 1:
         for pfns in batches(kept):
-            write(packing(read(pfns)))
+            write(pfns, packing(read(pfns)))
         return
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        waiting: collections.deque[Future[PackedPages]] = collections.deque()
+        waiting: collections.deque[tuple[npt.NDArray[np.int64], Future[PackedPages]]] = collections.deque()
         for pfns in batches(kept):
-            waiting.append(pool.submit(packing, read(pfns)))
+            waiting.append((pfns, pool.submit(packing, read(pfns))))
             if len(waiting) > 2 * threads:
-                write(waiting.popleft().result())
+                oldest, packed = waiting.popleft()
+                write(oldest, packed.result())
         while waiting:
-            write(waiting.popleft().result())
+            oldest, packed = waiting.popleft()
+            write(oldest, packed.result())

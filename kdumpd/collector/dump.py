@@ -7,17 +7,15 @@ import contextlib
 import dataclasses
 
 from kdumpd.collector.copy import Copied, copy_pages
+from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
-from kdumpd.config.model import Compression
-from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError
 from kdumpd.vmcore.rules import Level
 
-CODECS = {Compression.NONE: Codec.RAW, Compression.ZLIB: Codec.ZLIB, Compression.ZSTD: Codec.ZSTD}
 _MAX_NAMED_PFNS = 16
 
 
@@ -31,36 +29,27 @@ class Outcome:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def write_dump(
-    source: Source,
-    sink: Sink,
-    outcome: Outcome,
-    *,
-    level: int,
-    compression: Compression,
-    threads: int,
-    progress: Progress,
-) -> None:
+def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOptions, progress: Progress) -> None:
     """Writes the whole dump and waits until it is on stable storage. `outcome` tells how far it came.
 
     Raises KdumpError; what was written by then can be read up to the last descriptor that found room.
     """
+    level = options.levels[0]
     progress.phase(f"choosing pages (level {level})")
     found = source.classify(level)
     outcome.pages = {"total": found.total, "kept": found.kept_count}
     outcome.pages.update({page_class.name.lower(): count for page_class, count in found.counts.items()})
 
     progress.phase("writing pages")
-    codec = CODECS[compression]
     writer = DiskdumpWriter(
         sink,
         source.origin(),
-        codec=codec,
+        codec=options.codec,
         level=level,
         max_mapnr=source.core.max_pfn,
         present=found.present,
         kept=found.kept,
-        kept_count=found.kept_count,
+        checksums=options.checksums,
     )
     copied = Copied()
     try:
@@ -69,9 +58,10 @@ def write_dump(
             writer,
             found.kept,
             found.kept_count,
-            codec=codec,
+            codec=options.codec,
+            compression_level=options.compression_level,
             exclude_zero=bool(level & Level.ZERO),
-            threads=threads,
+            threads=options.threads,
             step=progress.step,
             copied=copied,
         )
@@ -80,11 +70,12 @@ def write_dump(
     except BaseException:
         # Whatever stopped the copy: the descriptors of what was written make it readable.
         with contextlib.suppress(KdumpError):
-            writer.flush_descriptors()
+            writer.checkpoint()
         raise
     finally:
+        writer.close()
         outcome.size_bytes = writer.size
-        outcome.pages.update(written=copied.pages, zero=copied.zero, unreadable=len(copied.unreadable))
+        outcome.pages.update(written=writer.written, zero=copied.zero, unreadable=len(copied.unreadable))
         if copied.unreadable:
             named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])
             more = "" if len(copied.unreadable) <= _MAX_NAMED_PFNS else ", ..."

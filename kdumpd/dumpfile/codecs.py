@@ -15,8 +15,8 @@ ZSTD_LEVEL = 1
 ZLIB_LEVEL = 1
 
 
-def packer(codec: Codec) -> Pack:
-    """A function from one page to its packed bytes, which may be longer than the page.
+def packer(codec: Codec, level: int | None = None) -> Pack:
+    """A function from one page to its packed bytes, which may be longer than the page. Fast where no level is given.
 
     Raises UnsupportedError for a codec that this version does not write.
     """
@@ -26,12 +26,12 @@ def packer(codec: Codec) -> Pack:
         # The page size as a hint makes the tables small enough for the cache; a frame that does not state its
         # size is 2 bytes shorter, and every reader knows the size of a page.
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            ZSTD_LEVEL, source_size=BLOCK_SIZE, write_content_size=0
+            ZSTD_LEVEL if level is None else level, source_size=BLOCK_SIZE, write_content_size=0
         )
         compress: Pack = zstandard.ZstdCompressor(compression_params=parameters).compress
         return compress
     if codec is Codec.ZLIB:
-        return lambda page: zlib.compress(page, ZLIB_LEVEL)
+        return lambda page: zlib.compress(page, ZLIB_LEVEL if level is None else level)
     raise UnsupportedError(f"pages cannot be written with {codec.name.lower()}", hint="use -z (zstd) or -c (zlib)")
 
 

@@ -9,9 +9,13 @@ from kdumpd.dumpfile.codecs import Buffer
 
 
 class Sink(Protocol):
-    """Errors are KdumpErrors (NoSpaceError when the target is full)."""
+    """Errors are KdumpErrors (NoSpaceError when the target is full).
+
+    A sink that is not `rewritable` is a stream of pieces: each offset is written once and never read.
+    """
 
     name: str
+    rewritable: bool
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """All of `data` at `offset`, or an error."""
@@ -22,5 +26,11 @@ class Sink(Protocol):
     def reserve(self, size: int) -> None:
         """Takes the first `size` bytes of the file now, so that writing them later cannot fail for want of room."""
 
+    def free_bytes(self) -> int | None:
+        """How much more can be written, as far as is known; None when there is no way to know."""
+
     def sync(self) -> None:
-        """Returns when all that was written is on stable storage; an error means that it may not be."""
+        """Returns when all that was written is on stable storage; an error means that it may not be.
+
+        May run in one thread while another writes.
+        """

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes a kdump-compressed dump so that it can be opened at any moment.
 
-The header says INCOMPLETE until `finish`. Descriptors follow their data: a page whose descriptor is still zero is,
-to crash and libkdumpfile, a page that was lost, and everything before it can be read.
+The header says INCOMPLETE until `finish`. Pages may come in any order, so that the important ones can come first.
+A descriptor is written after its data reached stable storage: a page whose descriptor is still zero is, to crash
+and libkdumpfile, a page that was lost, and all others can be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
+from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.diskdump import (
     BLOCK_SIZE,
     DESCRIPTOR,
@@ -24,14 +27,22 @@ from kdumpd.dumpfile.diskdump import (
     layout,
 )
 from kdumpd.dumpfile.manifest import Region
+from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.sink import Sink
+from kdumpd.errors import DumpFormatError, NoSpaceError
 
-# Descriptors are sent in pieces of this many bytes, not with each batch: a small write to a slow target costs as
-# much as a large one.
-_DESCRIPTOR_BATCH = 64 << 10
+# After so many bytes of page data, or so many descriptors, the data is made durable and the descriptors follow. What
+# a power cut costs is bounded by both; the second bounds memory, too.
+_CHECKPOINT_BYTES = 256 << 20
+_CHECKPOINT_PAGES = 128 << 10
+# Descriptors that lie nearer to each other than this are written in one piece, with what is between them.
+_NEAR = 512
 _READ_BACK = 1 << 20
+_PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
+_PIECE_ROWS = 1 << 15
 _DESCRIPTOR_DTYPE = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 assert _DESCRIPTOR_DTYPE.itemsize == DESCRIPTOR.size
+_Table = npt.NDArray[np.void]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +60,23 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedPages:
-    """A batch of pages in pfn order. `sizes` of 0 are zero pages, which have no bytes in `data`."""
+    """A batch of pages. `sizes` of 0 are zero pages, which have no bytes in `data`."""
 
-    data: bytes
+    data: Buffer
     sizes: npt.NDArray[np.uint32]
     flags: npt.NDArray[np.uint32]
 
+    def part(self, which: slice) -> PackedPages:
+        """Some of these pages, by their positions."""
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        begins = ends - self.sizes
+        first, last, _ = which.indices(len(self.sizes))
+        data = self.data[int(begins[first]) : int(ends[last - 1])] if first < last else b""
+        return PackedPages(data, self.sizes[which], self.flags[which])
+
 
 class DiskdumpWriter:
-    """One dump, from the first header to the last. Pages come in pfn order and are those of the `kept` bitmap."""
+    """One dump, from the first header to the last. Its pages are those of the `kept` bitmap, each written once."""
 
     def __init__(
         self,
@@ -69,16 +88,17 @@ class DiskdumpWriter:
         max_mapnr: int,
         present: npt.NDArray[np.uint8],
         kept: npt.NDArray[np.uint8],
-        kept_count: int,
+        checksums: bool = True,
     ) -> None:
-        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr`."""
+        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr` and must not change."""
         self._sink = sink
         sub_blocks, bitmap_blocks = layout(max_mapnr=max_mapnr, note_size=len(origin.notes))
         note_offset = BLOCK_SIZE + SUB_HEADER_SIZE
         self._header = Header(
             utsname=origin.utsname,
             time_sec=origin.time_sec,
-            status=int(codec) | Status.INCOMPLETE,
+            # A stream cannot take the word back: there it is the stream's own end that says complete.
+            status=int(codec) | (Status.INCOMPLETE if sink.rewritable else 0),
             max_mapnr=max_mapnr,
             nr_cpus=max(1, origin.nr_cpus),
             phys_base=origin.phys_base,
@@ -90,21 +110,24 @@ class DiskdumpWriter:
             sub_header_blocks=sub_blocks,
             bitmap_blocks=bitmap_blocks,
         )
-        self._kept_count = kept_count
-        self._written = 0
-        self._data_start = self._header.descriptor_offset + kept_count * DESCRIPTOR.size
+        self.written = 0
+        self._ranks = Ranks.of_array(kept)
+        self._data_start = self._header.descriptor_offset + self._ranks.count * DESCRIPTOR.size
         self._end = self._data_start
-        self._digest = hashlib.sha256()
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._descriptors_at = self._header.descriptor_offset
+        self._digest = hashlib.sha256() if checksums else None
+        self._fresh: list[tuple[npt.NDArray[np.int64], _Table]] = []
+        self._fresh_pages = 0
+        self._fresh_from = self._end
+        self._syncing: Future[None] | None = None
+        self._synced: list[tuple[npt.NDArray[np.int64], _Table]] = []
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
 
         # The descriptors come last but must fit: with them a dump that ran out of room can still be read.
         sink.reserve(self._data_start)
         self._write_header()
         sink.write_at(note_offset, origin.notes)
-        sink.write_at(self._header.present_offset, _padded(present, self._header.bitmap_bytes))
-        sink.write_at(self._header.dumped_offset, _padded(kept, self._header.bitmap_bytes))
+        self._write_bitmap(self._header.present_offset, present)
+        self._write_bitmap(self._header.dumped_offset, kept)
         # The page that every zero page's descriptor points at.
         self._zero_at = self._end
         self._append(bytes(BLOCK_SIZE))
@@ -119,14 +142,36 @@ class DiskdumpWriter:
         self._sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
         self._sink.write_at(BLOCK_SIZE, sub)
 
-    def _append(self, data: bytes) -> None:
+    def _write_bitmap(self, offset: int, bits: npt.NDArray[np.uint8]) -> None:
+        end = offset + self._header.bitmap_bytes
+        for at in range(0, len(bits), _PIECE):
+            self._sink.write_at(offset + at, bits[at : at + _PIECE].tobytes())
+        if offset + len(bits) < end:
+            self._sink.write_at(offset + len(bits), bytes(end - offset - len(bits)))
+
+    def _append(self, data: Buffer) -> None:
         self._sink.write_at(self._end, data)
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self._end += len(data)
 
-    def write(self, pages: PackedPages) -> None:
-        """The next pages in pfn order."""
-        table = np.zeros(len(pages.sizes), dtype=_DESCRIPTOR_DTYPE)
+    def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+        """Adds the pages of ascending `pfns`, none of which was written before.
+
+        Where the room does not suffice for all of them, those that fit are saved before NoSpaceError is raised.
+        """
+        try:
+            self._write(pages, pfns)
+        except NoSpaceError:
+            if not self._sink.rewritable or len(pfns) == 1:
+                raise
+            for part in (slice(0, len(pfns) // 2), slice(len(pfns) // 2, None)):
+                self.write(pages.part(part), pfns[part])
+            raise
+
+    def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+        ranks = self._ranks.of(pfns)
+        table = np.zeros(len(pfns), dtype=_DESCRIPTOR_DTYPE)
         ends = np.cumsum(pages.sizes, dtype=np.int64) + self._end
         is_zero = pages.sizes == 0
         table["offset"] = np.where(is_zero, self._zero_at, ends - pages.sizes)
@@ -134,34 +179,76 @@ class DiskdumpWriter:
         table["flags"] = pages.flags
         if pages.data:
             self._append(pages.data)
-        self._written += len(table)
-        self._pending.append(table.tobytes())
-        self._pending_bytes += table.nbytes
-        if self._pending_bytes >= _DESCRIPTOR_BATCH:
-            self.flush_descriptors()
+        self.written += len(table)
+        self._fresh.append((ranks, table))
+        self._fresh_pages += len(table)
+        if self._syncing is not None and self._syncing.done():
+            self._await_sync()
+        if self._fresh_pages >= _CHECKPOINT_PAGES or self._end - self._fresh_from >= _CHECKPOINT_BYTES:
+            self._await_sync()
+            self._begin_sync()
 
-    def flush_descriptors(self) -> None:
-        """Sends the descriptors of all pages written so far."""
-        if self._pending:
-            block = b"".join(self._pending)
-            self._sink.write_at(self._descriptors_at, block)
-            self._descriptors_at += len(block)
-            self._pending.clear()
-            self._pending_bytes = 0
+    def _begin_sync(self) -> None:
+        """Makes the data of all fresh descriptors durable while the work goes on."""
+        self._synced, self._fresh = self._fresh, []
+        self._fresh_pages = 0
+        self._fresh_from = self._end
+        self._syncing = self._pool.submit(self._sink.sync)
 
-    def finish(self) -> tuple[Region, Region]:
+    def _await_sync(self) -> None:
+        """Writes the descriptors whose data is durable."""
+        if self._syncing is None:
+            return
+        syncing, self._syncing = self._syncing, None
+        syncing.result()
+        parts, self._synced = self._synced, []
+        if parts:
+            ranks = np.concatenate([part[0] for part in parts])
+            table = np.concatenate([part[1] for part in parts])
+            order = np.argsort(ranks, kind="stable")
+            self._patch(ranks[order], table[order])
+
+    def _patch(self, ranks: npt.NDArray[np.int64], table: _Table) -> None:
+        gaps = np.diff(ranks)
+        near = _NEAR if self._sink.rewritable else 1
+        cuts = np.flatnonzero((gaps > near) | (np.arange(1, len(ranks)) % _PIECE_ROWS == 0)) + 1
+        for here, rows in zip(np.split(ranks, cuts), np.split(table, cuts), strict=True):
+            first, count = int(here[0]), int(here[-1] - here[0]) + 1
+            at = self._header.descriptor_offset + first * DESCRIPTOR.size
+            if count > len(here):
+                found = self._sink.read_at(at, count * DESCRIPTOR.size).ljust(count * DESCRIPTOR.size, b"\0")
+                span = np.frombuffer(bytearray(found), dtype=_DESCRIPTOR_DTYPE)
+                span[here - first] = rows
+                rows = span
+            self._sink.write_at(at, rows.tobytes())
+
+    def checkpoint(self) -> None:
+        """Returns when all pages written so far can be read from the file, whatever happens next."""
+        self._await_sync()
+        self._begin_sync()
+        self._await_sync()
+
+    def close(self) -> None:
+        """Ends the thread that syncs."""
+        self._pool.shutdown()
+
+    def finish(self) -> tuple[Region, ...]:
         """Declares the dump complete, once all of it is on stable storage.
 
         Returns the checksums of the file's two regions: all up to the descriptors, read back from the target because
         they are not written in order, and the page data.
         """
-        assert self._written == self._kept_count, f"{self._written} pages written of {self._kept_count}"
-        self.flush_descriptors()
+        if self.written != self._ranks.count:
+            raise DumpFormatError(f"{self.written} pages were written of {self._ranks.count}")
+        self.checkpoint()
         # First everything, then the word that it is all there.
         self._sink.sync()
-        self._header = dataclasses.replace(self._header, status=self._header.status & ~int(Status.INCOMPLETE))
-        self._write_header()
-        self._sink.sync()
+        if self._sink.rewritable:
+            self._header = dataclasses.replace(self._header, status=self._header.status & ~int(Status.INCOMPLETE))
+            self._write_header()
+            self._sink.sync()
+        if self._digest is None or not self._sink.rewritable:
+            return ()
         head = hashlib.sha256()
         at = 0
         while at < self._data_start:
@@ -174,7 +261,3 @@ class DiskdumpWriter:
             Region(offset=0, size_bytes=at, sha256=head.hexdigest()),
             Region(offset=self._data_start, size_bytes=self._end - self._data_start, sha256=self._digest.hexdigest()),
         )
-
-
-def _padded(bits: npt.NDArray[np.uint8], size: int) -> bytes:
-    return bits.tobytes().ljust(size, b"\0")

@@ -30,6 +30,8 @@ def _error(error: OSError, what: str) -> TargetError:
 class OutputFile:
     """A file that is written at any offset (dumpfile.sink.Sink)."""
 
+    rewritable = True
+
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self.name = name
@@ -80,6 +82,14 @@ class OutputFile:
             os.posix_fallocate(self._fd, 0, size)
         except OSError as error:
             raise _error(error, f"no room for {size} bytes of {self.name}") from error
+
+    def free_bytes(self) -> int | None:
+        """Room on the filesystem for this user, as it is now."""
+        try:
+            found = os.fstatvfs(self._fd)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
         """Closing twice is harmless. Raises what the filesystem has to say at close (NFS: ESTALE, EDQUOT)."""

@@ -13,9 +13,10 @@ import pytest
 from fake_kernel import NEW, OLD, FakeKernel
 
 from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import FAULT, Source
-from kdumpd.config.model import Compression
+from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.reader import verify
 from kdumpd.errors import KdumpError
 from kdumpd.targets.files import CrashDirectory
@@ -37,9 +38,7 @@ def dump(core: Path, folder: Path) -> bool:
         with directory.create_file("out") as file:
             outcome, quiet = Outcome(), Progress(3, stream=io.StringIO())
             try:
-                write_dump(
-                    source, file, outcome, level=31, compression=Compression.ZSTD, threads=1, progress=quiet
-                )  # fmt: skip
+                write_dump(source, file, outcome, DumpOptions(levels=(31,), codec=Codec.ZSTD), quiet)
             except KdumpError as error:
                 assert error.sentence
                 return False

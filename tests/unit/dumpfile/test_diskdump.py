@@ -46,26 +46,35 @@ def bitmap(pfns: list[int]) -> np.ndarray:
     return np.packbits(bits, bitorder="little")
 
 
-def write(folder: Path, codec: Codec = Codec.ZSTD, *, finish: bool = True) -> tuple[Path, tuple[Region, ...]]:
-    """A dump of `pages()`."""
+def packed(codec: Codec, pfns: list[int]) -> tuple[PackedPages, np.ndarray]:
+    """Those of `pages()` as the writer takes them."""
+    parts, sizes, flags = [], [], []
+    for content in (pages()[pfn] for pfn in pfns):
+        small = b"" if not any(content) else content if codec is Codec.RAW else packer(codec)(memoryview(content))
+        raw = len(small) >= BLOCK_SIZE
+        parts.append(content if raw else small)
+        sizes.append(len(parts[-1]))
+        flags.append(Codec.RAW if raw or not small else codec)
+    return PackedPages(b"".join(parts), np.array(sizes, np.uint32), np.array(flags, np.uint32)), np.array(pfns)
+
+
+def write(
+    folder: Path, codec: Codec = Codec.ZSTD, *, finish: bool = True, order: list[list[int]] | None = None
+) -> tuple[Path, tuple[Region, ...]]:
+    """A dump of `pages()`, in batches of `order`."""
     with CrashDirectory.create(folder, "", "crash") as directory, directory.create_file("dump") as file:
         writer = DiskdumpWriter(
             file, ORIGIN, codec=codec, level=31, max_mapnr=MAX_MAPNR,
-            present=bitmap([*PFNS, 500]), kept=bitmap(PFNS), kept_count=len(PFNS),
+            present=bitmap([*PFNS, 500]), kept=bitmap(PFNS),
         )  # fmt: skip
-        for content in pages().values():
-            if not any(content):
-                writer.write(PackedPages(b"", np.zeros(1, np.uint32), np.zeros(1, np.uint32)))
-                continue
-            packed = content if codec is Codec.RAW else packer(codec)(memoryview(content))
-            flags = codec if len(packed) < BLOCK_SIZE else Codec.RAW
-            data = packed if len(packed) < BLOCK_SIZE else content
-            writer.write(PackedPages(data, np.array([len(data)], np.uint32), np.array([flags], np.uint32)))
+        for batch in order or [[pfn] for pfn in PFNS]:
+            writer.write(*packed(codec, batch))
         regions: tuple[Region, ...] = ()
         if finish:
             regions = writer.finish()
         else:
-            writer.flush_descriptors()
+            writer.checkpoint()
+        writer.close()
     return directory.path / "dump", regions
 
 
@@ -92,6 +101,16 @@ def test_what_is_written_is_read(codec: Codec, tmp_path: Path) -> None:
     ]
     for each in regions:
         assert hashlib.sha256(raw[each.offset : each.offset + each.size_bytes]).hexdigest() == each.sha256
+
+
+@pytest.mark.parametrize(
+    "order", [[PFNS], [[32768, 69_999], [7], [0, 1, 8, 4096, 32767, 40_000]], [[p] for p in PFNS[::-1]]]
+)
+def test_pages_may_come_in_any_order(order: list[list[int]], tmp_path: Path) -> None:
+    path, _ = write(tmp_path, order=order)
+    verify(path)
+    with DiskdumpReader(path) as dump:
+        assert {pfn: dump.page(pfn) for pfn in PFNS} == pages()
 
 
 def test_an_unfinished_dump_says_so_and_can_be_read(tmp_path: Path) -> None:
@@ -155,6 +174,10 @@ def test_room_for_the_descriptors_is_taken_first(tmp_path: Path) -> None:
 
     class Full:
         name = "full"
+        rewritable = True
+
+        def free_bytes(self) -> int | None:
+            return 0
 
         def reserve(self, size: int) -> None:
             raise NoSpaceError("no room")
@@ -170,7 +193,7 @@ def test_room_for_the_descriptors_is_taken_first(tmp_path: Path) -> None:
     with pytest.raises(NoSpaceError):
         DiskdumpWriter(
             Full(), ORIGIN, codec=Codec.ZSTD, level=31, max_mapnr=MAX_MAPNR,
-            present=bitmap(PFNS), kept=bitmap(PFNS), kept_count=len(PFNS),
+            present=bitmap(PFNS), kept=bitmap(PFNS),
         )  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rank of a page frame among the set bits of a bitmap: which descriptor is its own.
+
+Only a count for each block of 4096 page frames is held, 2 bytes of every KiB of bitmap; the bits themselves are
+fetched when they are asked for, from memory or from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.errors import DumpFormatError
+
+Bytes = npt.NDArray[np.uint8]
+_BLOCK = 512  # bytes of bitmap between two counts
+_PAGES = _BLOCK * 8
+_STEP = 1 << 18
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.uint8)
+
+
+def count_bits(bits: Bytes) -> int:
+    """How many bits of `bits` are set."""
+    return sum(int(_ONES[bits[at : at + _STEP]].sum(dtype=np.int64)) for at in range(0, len(bits), _STEP))
+
+
+class Ranks:
+    """Ranks in the bitmap of `size` bytes that `fetch(offset, size)` gives, one bit a page frame, lowest first."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], Bytes]) -> None:
+        self._size = size
+        self._fetch = fetch
+        self._before = np.zeros(-(-size // _BLOCK) + 1, dtype=np.int64)
+        for at in range(0, size, _STEP):
+            ones = _ONES[fetch(at, min(_STEP, size - at))]
+            sums = np.add.reduceat(ones, np.arange(0, len(ones), _BLOCK), dtype=np.int64)
+            first = at // _BLOCK
+            self._before[first + 1 : first + 1 + len(sums)] = sums
+        np.cumsum(self._before, out=self._before)
+
+    @classmethod
+    def of_array(cls, bits: Bytes) -> Ranks:
+        """Ranks in a bitmap that is in memory."""
+        return cls(len(bits), lambda offset, size: bits[offset : offset + size])
+
+    @property
+    def count(self) -> int:
+        """How many bits are set."""
+        return int(self._before[-1])
+
+    def find(self, pfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """For ascending `pfns`: how many set bits lie below each, and whether its own is set."""
+        ranks = np.zeros(len(pfns), dtype=np.int64)
+        there = np.zeros(len(pfns), dtype=np.bool_)
+        inside = slice(*np.searchsorted(pfns, (0, self._size * 8)))
+        blocks = pfns[inside] // _PAGES
+        starts = np.flatnonzero(np.diff(blocks, prepend=-1)) + inside.start
+        for first, last in zip(starts, np.append(starts[1:], inside.stop), strict=True):
+            block = int(pfns[first]) // _PAGES
+            at = block * _BLOCK
+            bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
+            here = pfns[first:last] - block * _PAGES
+            there[first:last] = bits[here]
+            ranks[first:last] = np.cumsum(bits, dtype=np.int64)[here] - bits[here] + self._before[block]
+        return ranks, there
+
+    def of(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Ranks of ascending `pfns`. Raises DumpFormatError when one of them is not in the bitmap."""
+        ranks, there = self.find(pfns)
+        if not there.all():
+            raise DumpFormatError(f"pfn {int(pfns[~there][0]):#x} is not among the pages to write")
+        return ranks
