@@ -7,6 +7,7 @@ fetched when they are asked for, from memory or from a file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -54,10 +55,10 @@ class Ranks:
         """For ascending `pfns`: how many set bits lie below each, and whether its own is set."""
         ranks = np.zeros(len(pfns), dtype=np.int64)
         there = np.zeros(len(pfns), dtype=np.bool_)
-        inside = slice(*np.searchsorted(pfns, (0, self._size * 8)))
+        inside = slice(*(int(each) for each in np.searchsorted(pfns, (0, self._size * 8))))
         blocks = pfns[inside] // _PAGES
         starts = np.flatnonzero(np.diff(blocks, prepend=-1)) + inside.start
-        for first, last in zip(starts, np.append(starts[1:], inside.stop), strict=True):
+        for first, last in itertools.pairwise([*starts.tolist(), inside.stop]):
             block = int(pfns[first]) // _PAGES
             at = block * _BLOCK
             bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
