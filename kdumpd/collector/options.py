@@ -8,7 +8,13 @@ import dataclasses
 from kdumpd.config.model import Compression
 from kdumpd.dumpfile.diskdump import Codec
 
-CODECS = {Compression.NONE: Codec.RAW, Compression.ZLIB: Codec.ZLIB, Compression.ZSTD: Codec.ZSTD}
+CODECS = {
+    Compression.NONE: Codec.RAW,
+    Compression.ZLIB: Codec.ZLIB,
+    Compression.LZO: Codec.LZO,
+    Compression.SNAPPY: Codec.SNAPPY,
+    Compression.ZSTD: Codec.ZSTD,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

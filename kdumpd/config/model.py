@@ -32,6 +32,8 @@ class Compression(enum.StrEnum):
 
     NONE = "none"
     ZLIB = "zlib"
+    LZO = "lzo"
+    SNAPPY = "snappy"
     ZSTD = "zstd"
 
 

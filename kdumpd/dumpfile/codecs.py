@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import zlib
 from collections.abc import Callable
+from typing import Any, cast
 
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
 from kdumpd.errors import DumpFormatError, UnsupportedError
@@ -18,7 +20,7 @@ ZLIB_LEVEL = 1
 def packer(codec: Codec, level: int | None = None) -> Pack:
     """A function from one page to its packed bytes, which may be longer than the page. Fast where no level is given.
 
-    Raises UnsupportedError for a codec that this version does not write.
+    Raises UnsupportedError when a library for `codec` is missing, or it is none that packs.
     """
     if codec is Codec.ZSTD:
         import zstandard
@@ -32,7 +34,24 @@ def packer(codec: Codec, level: int | None = None) -> Pack:
         return compress
     if codec is Codec.ZLIB:
         return lambda page: zlib.compress(page, ZLIB_LEVEL if level is None else level)
-    raise UnsupportedError(f"pages cannot be written with {codec.name.lower()}", hint="use -z (zstd) or -c (zlib)")
+    if codec is Codec.LZO:
+        lzo = _library("lzo")
+        # Level 1 is lzo1x_1; without the header of python-lzo, which no reader of dumps knows.
+        return lambda page: cast(bytes, lzo.compress(bytes(page), 1, False))
+    if codec is Codec.SNAPPY:
+        snappy = _library("snappy")
+        return lambda page: bytes(snappy.compress(bytes(page)))
+    raise UnsupportedError(f"'{codec.name.lower()}' packs nothing")
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{name} needs Python's module '{name}', which is not installed",
+            hint=f"Debian: apt install python3-{name}; or use -z (zstd) or -c (zlib)",
+        ) from error
 
 
 class Unpacker:
@@ -42,7 +61,8 @@ class Unpacker:
         self._zstd: Callable[..., bytes] | None = None
 
     def page(self, data: bytes, flags: int, source: str) -> bytes:
-        """Raises DumpFormatError naming `source` when `data` is not one page packed as `flags` say."""
+        """Raises DumpFormatError naming `source` when `data` is not one page packed as `flags` say, UnsupportedError
+        when the library for that codec is missing."""
         try:
             if flags == Codec.RAW:
                 page = data
@@ -50,6 +70,10 @@ class Unpacker:
                 page = zlib.decompressobj().decompress(data, BLOCK_SIZE + 1)
             elif flags == Codec.ZSTD:
                 page = self._unzstd(data)
+            elif flags == Codec.LZO:
+                page = _unlzo(data)
+            elif flags == Codec.SNAPPY:
+                page = _unsnappy(data)
             else:
                 raise DumpFormatError(f"{source} is packed with codec {flags:#x}, which this version cannot read")
         except (zlib.error, RuntimeError, ValueError) as error:
@@ -67,3 +91,23 @@ class Unpacker:
             return self._zstd(data, max_output_size=BLOCK_SIZE)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
+
+
+def _unlzo(data: bytes) -> bytes:
+    lzo = _library("lzo")
+    try:
+        return cast(bytes, lzo.decompress(data, False, BLOCK_SIZE))
+    except lzo.error as error:
+        raise ValueError(str(error)) from error
+
+
+def _unsnappy(data: bytes) -> bytes:
+    # A block begins with the length that it claims, 7 bits a byte; the library would take memory for any.
+    long = bool(data) and data[0] & 0x80
+    if long and (len(data) < 2 or (data[1] << 7 | data[0] & 0x7F) > BLOCK_SIZE):
+        raise ValueError("it claims to be larger than a page")
+    snappy = _library("snappy")
+    try:
+        return bytes(snappy.uncompress(data))
+    except Exception as error:  # python-snappy's errors have changed class and parent between its versions
+        raise ValueError(str(error)) from error

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads a kdump-compressed dump back, ours or makedumpfile's: for the check before the rename, and for tests."""
+"""Reads a kdump-compressed dump back, ours or makedumpfile's, as it is or flattened."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +12,8 @@ import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Header, Status, unpack_headers
-from kdumpd.errors import DumpFormatError, os_reason
+from kdumpd.dumpfile.stored import open_stored
+from kdumpd.errors import DumpFormatError
 
 _RANK_STEP = 4096  # bytes of bitmap between two remembered counts
 
@@ -23,17 +23,14 @@ class DiskdumpReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = open_stored(path)
+        self.size = self._file.size
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DumpFormatError(f"{path} cannot be opened: {os_reason(error)}") from error
-        try:
-            self.size = os.fstat(self._fd).st_size
             self.header: Header = unpack_headers(self._at(0, BLOCK_SIZE), self._at(BLOCK_SIZE, BLOCK_SIZE), str(path))
             self.present = self._bitmap(self.header.present_offset)
             self.dumped = self._bitmap(self.header.dumped_offset)
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
         counts = np.unpackbits(self.dumped).reshape(-1, _RANK_STEP * 8).sum(axis=1, dtype=np.int64)
         self._ranks = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
@@ -45,17 +42,11 @@ class DiskdumpReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        self._file.close()
 
     def _at(self, offset: int, size: int) -> bytes:
         """What the file holds there; sizes and offsets come from the file itself and are not to be trusted."""
-        size = min(size, self.size - offset)
-        if offset < 0 or size <= 0:
-            return b""
-        try:
-            return os.pread(self._fd, size, offset)
-        except OSError as error:
-            raise DumpFormatError(f"{self.path} cannot be read at {offset}: {os_reason(error)}") from error
+        return self._file.read_at(offset, size) if offset >= 0 and size > 0 else b""
 
     def _bitmap(self, offset: int) -> npt.NDArray[np.uint8]:
         size = self.header.bitmap_bytes
@@ -66,8 +57,8 @@ class DiskdumpReader:
 
     @property
     def incomplete(self) -> bool:
-        """Whether the header says that pages are missing."""
-        return bool(self.header.status & Status.INCOMPLETE)
+        """Whether the header says that pages are missing, or the stream that carried the dump was cut."""
+        return bool(self.header.status & Status.INCOMPLETE) or not self._file.complete
 
     @property
     def page_count(self) -> int:

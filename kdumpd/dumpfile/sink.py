@@ -34,3 +34,15 @@ class Sink(Protocol):
 
         May run in one thread while another writes.
         """
+
+
+class Stream(Protocol):
+    """What takes bytes one after the other: a pipe, a socket, a file that is only appended to."""
+
+    name: str
+
+    def send(self, *parts: Buffer) -> None:
+        """All of `parts` in their order, or a KdumpError."""
+
+    def sync(self) -> None:
+        """Returns when all that was sent is as safe as the stream can make it."""

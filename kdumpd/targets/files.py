@@ -18,12 +18,12 @@ from kdumpd.errors import NoSpaceError, TargetError, os_reason
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_SAME_NAME = 1000
 
 
 def _error(error: OSError, what: str) -> TargetError:
-    kind = NoSpaceError if error.errno in _NO_SPACE else TargetError
+    kind = NoSpaceError if error.errno in NO_SPACE else TargetError
     return kind(f"{what}: {os_reason(error)}")
 
 
@@ -90,6 +90,10 @@ class OutputFile:
         except OSError:
             return None
         return found.f_bavail * found.f_frsize
+
+    def fileno(self) -> int:
+        """The descriptor, for what only appends (targets.stream)."""
+        return self._fd
 
     def close(self) -> None:
         """Closing twice is harmless. Raises what the filesystem has to say at close (NFS: ESTALE, EDQUOT)."""
