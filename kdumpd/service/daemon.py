@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import queue
 import signal
 import sys
-import threading
-from collections.abc import Callable
 
 from gi.repository import GLib
 
-from kdumpd.errors import KdumpError, ServiceUnreachableError
+from kdumpd.errors import ServiceUnreachableError
 from kdumpd.host.kexec import FileLoader, KexecLoader
 from kdumpd.host.machine import read_machine
 from kdumpd.service import notify
@@ -54,8 +51,6 @@ class Daemon:
         actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
         self._engine = Engine(self._places, actor, self._journal, self._show)
         self._loop = GLib.MainLoop()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._manager: Manager | None = None
         self._link: Link | None = None
         self._bus_trouble = False
@@ -70,10 +65,10 @@ class Daemon:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._manager = Manager(self._engine, self._engine.first_status())
         self._connect()
-        self._worker.start()
+        self._engine.start()
         self._add_sources()
         notify.ready(self._status_line)
-        self._jobs.put(self._engine.check)
+        self._engine.do(self._engine.check)
         self._loop.run()
         return self._stop()
 
@@ -89,20 +84,21 @@ class Daemon:
     def _on_look(self) -> bool:
         if self._link is None:
             self._connect()
-        if self._jobs.empty():
-            self._jobs.put(self._engine.check)
+        self._engine.do(self._engine.check)
         return _AGAIN
 
     def _on_hangup(self) -> bool:
         notify.reloading()
-        self._jobs.put(self._recheck)
+        self._engine.do(self._read_again)
         return _AGAIN
 
-    def _recheck(self) -> None:
+    def _read_again(self) -> None:
+        """Ready is said as soon as the configuration was read: a build that it asks for may take minutes."""
         try:
-            self._engine.check(patient=False)
+            self._engine.look()
         finally:
             notify.ready(self._status_line)
+        self._engine.check(patient=False)
 
     def _on_watchdog(self) -> bool:
         notify.watchdog()
@@ -138,21 +134,10 @@ class Daemon:
             self._status_line = line
             notify.status(line)
 
-    def _work(self) -> None:
-        """The engine's thread: one job after the other. A fault in one is told and does not end the service."""
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except KdumpError as error:
-                self._journal.tell(Event.FAULT, str(error))
-            except Exception:
-                logging.getLogger(__name__).exception("A look at the machine failed")
-
     def _stop(self) -> int:
         """Leaves: an unfinished build is ended, the capture kernel stays loaded."""
         self._builder.stop()
-        self._jobs.put(None)
-        self._worker.join(_STOP_SECONDS)
+        self._engine.stop(_STOP_SECONDS)
         if self._link is not None:
             self._link.close()
         return self._exit_code

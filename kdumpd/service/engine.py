@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 
 from kdumpd.config.model import Config
 from kdumpd.config.parse import read_config
@@ -23,21 +24,29 @@ from kdumpd.errors import (
     NotReservedError,
     TargetError,
     UnsupportedError,
+    os_reason,
 )
+from kdumpd.host.machine import read_machine
 from kdumpd.service.actions import Actor
 from kdumpd.service.crashwatch import CrashWatch
 from kdumpd.service.facts import gather
 from kdumpd.service.images import ImageReader
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.model import Code, Facts, Failure, Reason, Rung
+from kdumpd.service.pace import Due
 from kdumpd.service.places import Places
 from kdumpd.service.plan import Plan, make_plan
-from kdumpd.service.records import LoadedFile
+from kdumpd.service.records import HoldFile, LoadedFile
 from kdumpd.service.status import Status, make_status
+from kdumpd.service.worker import Job, Worker
 
 _FIRST_RETRY_SECONDS = 30.0
 _LAST_RETRY_SECONDS = 3600.0
 _TURN_SECONDS = 5.0  # a check is over in much less
+
+# Changes after which something that failed may go well, so that it is tried at once. Not among them: what the service
+# itself touches when it builds or loads, else a failure would cause the next attempt.
+_HOPEFUL = frozenset({"config", "kernel", "files", "mounts", "block", "hook"})
 
 # Which error a refused `Load` gives, by the reason that stands in its way.
 _REFUSALS: dict[Code, type[KdumpError]] = {
@@ -64,11 +73,33 @@ class Engine:
         self._crash_watch = CrashWatch(places, journal)
         self._turn_lock = threading.Lock()
         self._working = False
-        self._held = False
+        self._worker = Worker(self._on_due)
+        self._hopeful = False
+        self._missed = False
         self._failure: Failure | None = None
         self._failures = 0
         self._next_try = 0.0
         self._told: tuple[Rung, Code | None] | None = None
+
+    def start(self) -> None:
+        """From now on changes are acted upon, in a thread of the engine's own."""
+        self._worker.start()
+
+    def stop(self, seconds: float) -> None:
+        """No more of that; waits so long for what is under way."""
+        self._worker.stop(seconds)
+
+    def changed(self, what: str) -> None:
+        """Something about the machine is not what it was: look at it soon, and act once it is quiet.
+
+        Any thread may call it, the main loop's too; it returns at once. `what` is a kind: config, kernel, files (that
+        went into the image), mounts, block, cpu, memory, crashes, hook (a kernel came or goes), loaded, sysctl, boot.
+        """
+        self._worker.changed(what)
+
+    def do(self, job: Job) -> None:
+        """Runs `job` in the engine's thread."""
+        self._worker.do(job)
 
     def first_status(self) -> Status:
         """The status before anything was done, for the bus and for READY=1. The journal waits for what comes of it."""
@@ -76,6 +107,14 @@ class Engine:
             status = make_status(self._gather())
             self._publish_to(status)
             return status
+
+    def look(self) -> None:
+        """Looks and shows, without acting."""
+        try:
+            with self._turn():
+                self._publish(self._gather())
+        except BusyError:
+            return  # whoever is at work publishes the outcome
 
     def check(self, *, patient: bool = True) -> None:
         """The look that is taken again and again: arms the machine when it can be armed.
@@ -93,19 +132,21 @@ class Engine:
                         self._apply(plan)
                 else:
                     self._publish(facts)
+                # Nothing else would wake the engine for the next attempt.
+                self._worker.wake_at(self._next_try if plan and self._next_try > 0.0 else None)
         except BusyError:
-            return  # whoever is at work publishes the outcome
+            self._missed = True  # whoever is at work publishes the outcome, and has the check made up for
 
     def load(self) -> None:
         """See Manager.Load. Raises KdumpError."""
         with self._turn():
-            self._held = False
+            self._release()
             self._do(make_plan(self._gather(), asked=True))
 
     def rebuild(self) -> None:
         """See Manager.Rebuild. Raises KdumpError."""
         with self._turn():
-            self._held = False
+            self._release()
             plan = make_plan(self._gather(), asked=True, rebuild=True)
             if not plan.build:
                 self._refuse(self._gather())
@@ -119,8 +160,8 @@ class Engine:
             if facts.config_errors:
                 self._publish(facts)
                 self._refuse(facts)
-            plan = make_plan(facts, asked=not by_other and not self._held)
-            if plan or not (by_other or self._held):
+            plan = make_plan(facts, asked=not by_other and not facts.held)
+            if plan or not (by_other or facts.held):
                 self._do(plan)
             else:
                 self._publish(facts)
@@ -129,14 +170,20 @@ class Engine:
         """See Manager.Unload. Raises KdumpError."""
         with self._turn():
             facts = self._gather()
-            self._held = True
+            hold = self._hold_file()
+            try:
+                hold.hold()
+            except OSError as error:
+                raise LoadError(
+                    f"That it is to stay unloaded cannot be noted in {self._places.run_dir}: {os_reason(error)}"
+                ) from error
             try:
                 if facts.crash_loaded:
                     with self._work("unloading", facts):
                         self._actor.unload(facts)
                 self._failure = None
             except KdumpError as error:
-                self._held = False
+                self._release()
                 self._fail(Code.UNLOAD_FAILED, error)
                 raise
             finally:
@@ -145,6 +192,28 @@ class Engine:
     def crashes(self) -> tuple[Crash, ...]:
         """The crashes that arrived, oldest first. Raises TargetError when they cannot be seen."""
         return self._crash_watch.read(read_config(self._places.root))
+
+    def _hold_file(self) -> HoldFile:
+        return HoldFile(self._places.run_dir, read_machine(self._places.root).boot_id)
+
+    def _release(self) -> None:
+        try:
+            self._hold_file().release()
+        except OSError as error:
+            raise LoadError(
+                f"That it may be loaded again cannot be noted in {self._places.run_dir}: {os_reason(error)}"
+            ) from error
+
+    def _on_due(self, due: Due, kinds: AbstractSet[str]) -> None:
+        """What the worker calls after changes."""
+        if "files" in kinds or "kernel" in kinds:
+            self._images.forget()
+        self._hopeful = self._hopeful or not kinds.isdisjoint(_HOPEFUL)
+        if due is Due.LOOK:
+            self.look()
+        else:
+            hopeful, self._hopeful = self._hopeful, False
+            self.check(patient=not hopeful)
 
     def _do(self, plan: Plan) -> None:
         """Carries out what a person asked for."""
@@ -227,6 +296,9 @@ class Engine:
             yield
         finally:
             self._turn_lock.release()
+            if self._missed:
+                self._missed = False
+                self._worker.changed("missed")
 
     @contextlib.contextmanager
     def _work(self, activity: str, facts: Facts) -> Iterator[None]:
@@ -240,7 +312,7 @@ class Engine:
     def _gather(self) -> Facts:
         config: Config = read_config(self._places.root)
         crashes = self._crash_watch.look(config)
-        facts = gather(self._places, config, self._images, crashes, held=self._held, failure=self._failure)
+        facts = gather(self._places, config, self._images, crashes, failure=self._failure)
         if not facts.crash_loaded:
             # Otherwise the record would claim whatever somebody else loads next.
             with contextlib.suppress(OSError):

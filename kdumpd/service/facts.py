@@ -21,7 +21,7 @@ from kdumpd.service.estimate import estimate
 from kdumpd.service.images import ImageReader
 from kdumpd.service.model import Facts, Failure, LoadedRecord, Trouble
 from kdumpd.service.places import Places
-from kdumpd.service.records import LoadedFile
+from kdumpd.service.records import HoldFile, LoadedFile
 
 
 def gather(
@@ -30,7 +30,6 @@ def gather(
     images: ImageReader,
     crashes: tuple[Crash, ...],
     *,
-    held: bool = False,
     failure: Failure | None = None,
 ) -> Facts:
     """The facts below `places.root`. Never raises for what a machine may look like."""
@@ -66,7 +65,7 @@ def gather(
         loaded=loaded,
         load_interrupted=interrupted,
         proven_images=proven_images(crashes),
-        held=held,
+        held=HoldFile(places.run_dir, machine.boot_id).read(),
         failure=failure,
     )
 

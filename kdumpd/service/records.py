@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the service remembers in files: what it loaded in this boot, and which crashes it has reported.
+"""What the service remembers in files: what it loaded in this boot, whether it is held, which crashes it has reported.
 
 `loaded.json` in the run folder is renamed into place after the kernel took the image. `loading.json` is written
 before the call, so that a service that dies in between knows at its next start that it does not know.
@@ -17,6 +17,7 @@ from kdumpd.service.model import LoadedRecord
 
 LOADED_NAME = "loaded.json"
 LOADING_NAME = "loading.json"
+HELD_NAME = "held.json"
 SEEN_NAME = "seen.json"
 
 
@@ -91,6 +92,27 @@ class LoadedFile:
         """The kernel holds nothing of ours any more."""
         self._loaded.unlink(missing_ok=True)
         self._loading.unlink(missing_ok=True)
+
+
+class HoldFile:
+    """A person's wish that nothing is loaded, in the run folder: it outlives the service, not the boot."""
+
+    def __init__(self, folder: Path, boot_id: str) -> None:
+        self._path = folder / HELD_NAME
+        self._boot_id = boot_id
+
+    def read(self) -> bool:
+        """True while the wish stands."""
+        raw = read_json(self._path)
+        return raw is not None and raw.get("boot_id") == self._boot_id
+
+    def hold(self) -> None:
+        """Notes the wish. Raises OSError."""
+        write_atomic(self._path, json.dumps({"boot_id": self._boot_id}) + "\n")
+
+    def release(self) -> None:
+        """The wish is over. Raises OSError."""
+        self._path.unlink(missing_ok=True)
 
 
 def _to_json(record: LoadedRecord) -> str:

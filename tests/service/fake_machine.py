@@ -190,7 +190,6 @@ class FakeBuilder:
 
     def build(self, release: str) -> str:
         """Writes initrd and image.json, each by a rename."""
-        time.sleep(self.seconds)
         self.builds += 1
         sentence = self.fail.pop(0) if self.fail else ""
         if sentence:
@@ -199,6 +198,7 @@ class FakeBuilder:
         config = read_config(root)
         kernel = find_kernel(release, root)
         capture = capture_config(config, resolve_target(config, root), os.uname().nodename, release)
+        time.sleep(self.seconds)  # as a real one, it does not see what changes after it began
         data = f"image {self.builds} of {capture.to_json()}".encode() * 50
         files = [_entry(f"{IMAGE_PACKAGE}/{path.name}", path) for path in own_files()]
         record = ImageRecord(

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from bus_bench import wait
 from engine_bench import Bench
 from fake_machine import RELEASE, FakeMachine
 
@@ -85,6 +86,57 @@ def test_an_unload_on_request_is_respected(bench: Bench) -> None:
     bench.engine.unload()
     bench.engine.unload()
     assert bench.rung == "unloaded"
+
+
+def test_a_hold_survives_a_restart_but_not_a_boot(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.unload()
+    bench.restart()
+    bench.engine.check()
+    assert bench.codes() == ["held"]
+    bench.machine.write("proc/sys/kernel/random/boot_id", "another\n")
+    bench.restart()
+    bench.engine.check()
+    assert bench.rung == "loaded"
+
+
+def test_an_unload_that_cannot_be_noted_is_not_begun(bench: Bench) -> None:
+    bench.engine.check()
+    (bench.machine.root / "run/kdumpd/held.json").mkdir()
+    with pytest.raises(LoadError, match="cannot be noted"):
+        bench.engine.unload()
+    assert bench.rung == "loaded"
+    assert bench.status.loaded
+
+
+def test_a_change_is_seen_soon_and_acted_upon_once(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.start()
+    try:
+        bench.machine.config("final_action poweroff\n")
+        for _ in range(100):
+            bench.engine.changed("config")
+        wait(lambda: "image-stale" in bench.codes(), "the look")
+        wait(lambda: bench.rung == "loaded" and bench.status.image_id == bench.machine.image_id(), "the load")
+        assert bench.builder.builds == 2
+    finally:
+        bench.engine.stop(5)
+
+
+def test_a_change_while_it_works_is_made_up_for(bench: Bench) -> None:
+    bench.engine.start()
+    try:
+        bench.builder.seconds = 0.5
+        worker = threading.Thread(target=bench.engine.load)
+        worker.start()
+        wait(lambda: bench.seen and bench.status.activity == "building", "the build")
+        bench.builder.seconds = 0.0
+        bench.engine.do(bench.engine.check)
+        bench.machine.config("final_action poweroff\n")
+        worker.join()
+        wait(lambda: bench.builder.builds >= 2 and bench.rung == "loaded", "the second build")
+    finally:
+        bench.engine.stop(5)
 
 
 def test_somebody_elses_capture_kernel_is_reported_and_stays(bench: Bench) -> None:
