@@ -11,14 +11,13 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import re
 import time
 from pathlib import Path
 
 import kdumpd
 from kdumpd.collector.dump import Outcome, write_dump
-from kdumpd.collector.options import CODECS, DumpOptions
+from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.source import Source
 from kdumpd.config.model import CaptureConfig
@@ -120,6 +119,7 @@ class _Run:
         self._directory = directory
         self._image = image
         self._notes: list[str] = []
+        self._dump = with_usable_codec(settings.dump, self._notes)
 
     def save(
         self, source: Source | None, lines: list[str], panic: str | None, trouble: KdumpError | None, started: int
@@ -166,11 +166,7 @@ class _Run:
 
     def _save_dump(self, source: Source, outcome: Outcome) -> str | None:
         """None when the dump is complete and has its final name, else the reason why not."""
-        options = DumpOptions(
-            levels=(self._settings.level,),
-            codec=CODECS[self._settings.compression],
-            threads=len(os.sched_getaffinity(0)),
-        )
+        options = DumpOptions.of(self._dump)
         try:
             with self._directory.create_file(INCOMPLETE_NAME) as file:
                 write_dump(source, file, outcome, options, self._progress)
@@ -216,8 +212,8 @@ class _Run:
             finished_usec=time.time_ns() // 1000,
             kdumpd_version=kdumpd.__version__,
             image_id=self._image,
-            level=self._settings.level,
-            compression=str(self._settings.compression),
+            level=self._dump.levels[0],
+            compression=str(self._dump.compression),
             dump=FileRecord(name=name, size_bytes=outcome.size_bytes, regions=outcome.regions) if dumped else None,
             log=log,
             pages=outcome.pages,

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from typing import Self
 
-from kdumpd.config.model import Compression
+from kdumpd.config.model import Compression, DumpSettings
+from kdumpd.dumpfile.codecs import packer
 from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.errors import UnsupportedError
 
 CODECS = {
     Compression.NONE: Codec.RAW,
@@ -31,3 +35,27 @@ class DumpOptions:
     threads: int = 1
     checksums: bool = True
     verify: bool = True
+
+    @classmethod
+    def of(cls, settings: DumpSettings) -> Self:
+        """What `settings` ask for on this machine."""
+        return cls(
+            levels=settings.levels,
+            codec=CODECS[settings.compression],
+            compression_level=settings.compression_level,
+            threads=settings.threads or len(os.sched_getaffinity(0)),
+            checksums=settings.checksums,
+            verify=settings.verify,
+        )
+
+
+def with_usable_codec(settings: DumpSettings, notes: list[str]) -> DumpSettings:
+    """`settings`, with zstd and a note where the library for their codec is missing: any dump beats none."""
+    codec = CODECS[settings.compression]
+    if codec in (Codec.LZO, Codec.SNAPPY):
+        try:
+            packer(codec)
+        except UnsupportedError as error:
+            notes.append(f"pages are packed with zstd: {error.sentence}")
+            return dataclasses.replace(settings, compression=Compression.ZSTD)
+    return settings

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """kdump.conf, read once and the same way by all three programs."""
 
-from kdumpd.config.model import Action, CaptureConfig, Compression, Config, LocalTarget, Problem
+from kdumpd.config.model import Action, CaptureConfig, Compression, Config, DumpSettings, LocalTarget, Problem
 from kdumpd.config.parse import CONFIG_FILE, DROPIN_DIR, parse_config, read_config
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CaptureConfig",
     "Compression",
     "Config",
+    "DumpSettings",
     "LocalTarget",
     "Problem",
     "parse_config",

@@ -16,7 +16,6 @@ from typing import Any
 from kdumpd.errors import ConfigError
 
 DEFAULT_PATH = "/var/crash"
-DEFAULT_LEVEL = 31
 
 
 class Action(enum.StrEnum):
@@ -28,13 +27,51 @@ class Action(enum.StrEnum):
 
 
 class Compression(enum.StrEnum):
-    """How each page of a kdump-compressed dump is packed."""
+    """How each page of a kdump-compressed dump is packed. lzo and snappy need a library of their own."""
 
     NONE = "none"
     ZLIB = "zlib"
     LZO = "lzo"
     SNAPPY = "snappy"
     ZSTD = "zstd"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DumpSettings:
+    """What a dump is to be like; the defaults are makedumpfile's.
+
+    `levels` are dump levels from 0 to 31: the first is wanted, the next ones are for when the target is too small.
+    `compression_level` None leaves it to the collector, as `threads` None or 0 does with one a cpu. `elf` and
+    `flattened` are other formats than kdump-compressed, and may come together.
+    """
+
+    levels: tuple[int, ...] = (0,)
+    compression: Compression = Compression.NONE
+    compression_level: int | None = None
+    threads: int | None = None
+    elf: bool = False
+    flattened: bool = False
+    checksums: bool = True
+    verify: bool = True
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> DumpSettings:
+        """Reads what dataclasses.asdict and JSON made of it. Raises ValueError, TypeError or KeyError."""
+        levels = tuple(raw["levels"])
+        if not levels or not all(isinstance(level, int) and 0 <= level <= 31 for level in levels):
+            raise ValueError(f"levels are {raw['levels']!r}")
+        for name in ("compression_level", "threads"):
+            if not isinstance(raw[name], int | None):
+                raise TypeError(f"{name} is not a number")
+        flags = ("elf", "flattened", "checksums", "verify")
+        if not all(isinstance(raw[name], bool) for name in flags):
+            raise TypeError(f"one of {', '.join(flags)} is neither true nor false")
+        fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "levels": levels, "compression": Compression(raw["compression"])})
+
+
+# What a machine does whose kdump.conf says nothing of it.
+DEFAULT_DUMP = DumpSettings(levels=(31,), compression=Compression.ZSTD)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +104,7 @@ class Config:
 
     target: LocalTarget | None = None
     path: str = DEFAULT_PATH
-    level: int = DEFAULT_LEVEL
-    compression: Compression = Compression.ZSTD
+    dump: DumpSettings = DEFAULT_DUMP
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT
     problems: tuple[Problem, ...] = ()
@@ -92,8 +128,7 @@ class CaptureConfig:
     device: str
     fstype: str
     directory: str
-    level: int
-    compression: Compression
+    dump: DumpSettings
     final_action: Action
     failure_action: Action
 
@@ -107,12 +142,10 @@ class CaptureConfig:
         try:
             raw: dict[str, Any] = json.loads(text)
             fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
-            if not isinstance(fields["level"], int):
-                raise TypeError("level is not a number")
             for name in ("hostname", "kernel", "device", "fstype", "directory"):
                 if not isinstance(fields[name], str):
                     raise TypeError(f"{name} is not text")
-            fields["compression"] = Compression(fields["compression"])
+            fields["dump"] = DumpSettings.from_dict(fields["dump"])
             fields["final_action"] = Action(fields["final_action"])
             fields["failure_action"] = Action(fields["failure_action"])
             return cls(**fields)

@@ -16,7 +16,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdumpd.config.model import Action, Compression, Config, LocalTarget, Problem
+from kdumpd.config.core_collector import parse_core_collector
+from kdumpd.config.model import Action, Config, LocalTarget, Problem
 
 CONFIG_FILE = "etc/kdump.conf"
 DROPIN_DIR = "etc/kdump.conf.d"
@@ -32,7 +33,6 @@ _WITHOUT_EFFECT = frozenset({
 _UNAVAILABLE = frozenset({"kdump_pre", "kdump_post", "kdump_emergency", "extra_bins", "fence_kdump_nodes"})
 _OBSOLETE = frozenset({"options", "link_delay", "disk_timeout", "debug_mem_level", "blacklist"})
 _DEVICE = re.compile(r"(LABEL|UUID)=[^\s\x00-\x1f/]{1,64}|/dev/[A-Za-z0-9._/:@+-]{1,200}")
-_COMPRESSION_FLAGS = {"-c": Compression.ZLIB, "-z": Compression.ZSTD}
 
 
 class _ValueProblemError(Exception):
@@ -68,29 +68,10 @@ def _target(fstype: str, value: str) -> LocalTarget:
 
 
 def _core_collector(value: str) -> dict[str, object]:
-    """The options of makedumpfile(8) that mean something to kdumpd-collect: -d, -c, -z; -F and messages pass."""
-    program, *words = value.split()
-    if program not in ("makedumpfile", "kdumpd-collect"):
-        raise _ValueProblemError(f"core_collector '{program}' is not available; use makedumpfile's options")
-    found: dict[str, object] = {}
-    while words:
-        word = words.pop(0)
-        if word in _COMPRESSION_FLAGS:
-            found["compression"] = _COMPRESSION_FLAGS[word]
-        elif word in ("-l", "-p"):
-            # lzo and snappy: any codec gives the same pages, so the dump is written with zstd.
-            found["compression"] = Compression.ZSTD
-        elif word == "-d" or re.fullmatch(r"-d\S+", word):
-            level = word[2:] or (words.pop(0) if words else "")
-            if not re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", level) or int(level.split(",")[0]) > 31:
-                raise _ValueProblemError(f"dump level '{level}' is not a number from 0 to 31")
-            found["level"] = int(level.split(",")[0])
-        elif word in ("--message-level", "--num-threads"):
-            if words:
-                words.pop(0)
-        elif not re.fullmatch(r"-F|-f|-D|--(message-level|num-threads)=\d+", word):
-            raise _ValueProblemError(f"core_collector option '{word}' is not known")
-    return found
+    options = parse_core_collector(value)
+    if options.problems:
+        raise _ValueProblemError("; ".join(options.problems))
+    return {"dump": options.dump}
 
 
 def _changes(name: str, value: str) -> dict[str, object]:

@@ -22,8 +22,7 @@ def capture_config(config: Config, resolved: ResolvedTarget, hostname: str, rele
         device=resolved.device,
         fstype=resolved.fstype,
         directory=resolved.directory,
-        level=config.level,
-        compression=config.compression,
+        dump=config.dump,
         final_action=config.final_action,
         failure_action=config.failure_action,
     )

@@ -18,7 +18,7 @@ from kdumpd.collector import capture as capturing
 from kdumpd.collector.capture import Places, capture, crash_name, image_id, peak_rss
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
-from kdumpd.config.model import Action, CaptureConfig, Compression
+from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
 from kdumpd.dumpfile.manifest import Manifest, Result
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
 from kdumpd.errors import KdumpError, VmcoreError
@@ -26,8 +26,8 @@ from kdumpd.targets import files
 from kdumpd.targets.files import CrashDirectory
 
 SETTINGS = CaptureConfig(
-    hostname="host", kernel="6.1.0-fake", device="UUID=0", fstype="ext4", directory="/crash", level=31,
-    compression=Compression.ZSTD, final_action=Action.REBOOT, failure_action=Action.REBOOT,
+    hostname="host", kernel="6.1.0-fake", device="UUID=0", fstype="ext4", directory="/crash", dump=DEFAULT_DUMP,
+    final_action=Action.REBOOT, failure_action=Action.REBOOT,
 )  # fmt: skip
 
 

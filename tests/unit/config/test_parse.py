@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdumpd.config import Action, CaptureConfig, Compression, Config, LocalTarget, parse_config, read_config
+from kdumpd.config import (
+    Action,
+    CaptureConfig,
+    Compression,
+    Config,
+    DumpSettings,
+    LocalTarget,
+    parse_config,
+    read_config,
+)
+from kdumpd.config.model import DEFAULT_DUMP
 from kdumpd.errors import ConfigError
 
 NAME = "/etc/kdump.conf"
@@ -32,10 +42,20 @@ def parse(text: str) -> Config:
         ("ext3 LABEL=/boot", None),
         ("xfs /dev/disk/by-id/nvme-x.1", Config(target=LocalTarget(fstype="xfs", device="/dev/disk/by-id/nvme-x.1"))),
         ("ext3 LABEL=dumps", Config(target=LocalTarget(fstype="ext3", device="LABEL=dumps"))),
-        ("core_collector makedumpfile -d 17 -c", Config(level=17, compression=Compression.ZLIB)),
-        ("core_collector makedumpfile -l --message-level 7 -d 31", Config()),
-        ("core_collector makedumpfile -d31,1 -z", Config()),
-        ("core_collector makedumpfile -F --message-level=1 --num-threads 4 -d 0", Config(level=0)),
+        ("core_collector makedumpfile -d 17 -c", Config(dump=DumpSettings(levels=(17,), compression=Compression.ZLIB))),
+        (
+            "core_collector makedumpfile -l --message-level 7 -d 31",
+            Config(dump=DumpSettings(levels=(31,), compression=Compression.LZO)),
+        ),
+        ("core_collector makedumpfile -d31 -z", Config()),
+        (
+            "core_collector makedumpfile -d31,1 -z",
+            Config(dump=DumpSettings(levels=(31, 1), compression=Compression.ZSTD)),
+        ),
+        (
+            "core_collector makedumpfile -F --message-level=1 --num-threads 4",
+            Config(dump=DumpSettings(flattened=True, threads=4)),
+        ),
         (
             "final_action poweroff\nfailure_action halt",
             Config(final_action=Action.POWEROFF, failure_action=Action.HALT),
@@ -68,7 +88,7 @@ def test_values(text: str, expected: Config | None) -> None:
         ("ext4 /dev/../etc/shadow", "names no device", True),
         ("core_collector scp", "core_collector 'scp' is not available", True),
         ("core_collector makedumpfile -d 32", "dump level '32'", True),
-        ("core_collector makedumpfile -d", "dump level ''", True),
+        ("core_collector makedumpfile -d", "option '-d' needs a value", True),
         ("core_collector makedumpfile --erase x", "option '--erase' is not known", True),
         ("kdump_post /bin/x", "'kdump_post' is not available in this version", True),
         ("dracut_args --x", "'dracut_args' has no effect", False),
@@ -116,18 +136,19 @@ def test_an_unreadable_file_is_a_fatal_problem(tmp_path: Path) -> None:
 def test_any_text_gives_a_config_and_sentences(lines: list[tuple[str, str]]) -> None:
     found = parse("\n".join(f"{name} {value}" for name, value in lines))
     assert found.path.startswith("/")
-    assert 0 <= found.level <= 31
+    assert all(0 <= level <= 31 for level in found.dump.levels)
     assert all("\n" not in str(problem) or problem.message for problem in found.problems)
 
 
 CAPTURE = CaptureConfig(
-    hostname="h", kernel="6.1", device="UUID=x", fstype="ext4", directory="/crash", level=31,
-    compression=Compression.ZSTD, final_action=Action.REBOOT, failure_action=Action.HALT,
+    hostname="h", kernel="6.1", device="UUID=x", fstype="ext4", directory="/crash", dump=DEFAULT_DUMP,
+    final_action=Action.REBOOT, failure_action=Action.HALT,
 )  # fmt: skip
 
 
 def test_the_capture_kernels_settings_travel() -> None:
-    assert CaptureConfig.from_json(CAPTURE.to_json(), "s") == CAPTURE
-    for bad in ("", "{}", CAPTURE.to_json().replace("31", '"x"'), CAPTURE.to_json().replace('"halt"', '"dance"')):
+    text = CAPTURE.to_json()
+    assert CaptureConfig.from_json(text, "s") == CAPTURE
+    for bad in ("", "{}", text.replace("31", '"x"'), text.replace("31", "32"), text.replace('"halt"', '"dance"')):
         with pytest.raises(ConfigError, match=r"^/s: not a capture configuration"):
             CaptureConfig.from_json(bad, "/s")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdumpd.config.model import Action, CaptureConfig, Compression
+from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
 from kdumpd.host.kernels import Kernel
 from kdumpd.image.builder import BuildRequest, build
 
@@ -43,8 +43,7 @@ def make_request(root: Path, output: Path, kernel: Kernel) -> BuildRequest:
         device="UUID=1111-aaaa",
         fstype="xfs",
         directory="/crash",
-        level=31,
-        compression=Compression.ZSTD,
+        dump=DEFAULT_DUMP,
         final_action=Action.REBOOT,
         failure_action=Action.POWEROFF,
     )

@@ -17,6 +17,7 @@ import pytest
 from fake_kernel import NEW, FakeKernel
 
 import kdumpd
+from kdumpd.config.model import DumpSettings
 from kdumpd.errors import BuildError, BusyError, UnsupportedError
 from kdumpd.image import build, check, cpio, pack, pyclosure, read_record
 from kdumpd.image import builder as builder_module
@@ -108,7 +109,7 @@ def test_two_builds_are_equal_to_the_byte(built: Built, tmp_path: Path) -> None:
 
 def test_another_setting_is_another_image(built: Built, tmp_path: Path) -> None:
     request, record = built
-    capture = dataclasses.replace(request.capture, level=1)
+    capture = dataclasses.replace(request.capture, dump=DumpSettings(levels=(1,)))
     assert build(dataclasses.replace(request, capture=capture, output=tmp_path / "o")).image_id != record.image_id
 
 
@@ -273,7 +274,7 @@ def test_a_build_killed_between_the_renames_is_noticed_and_mended(
 def _build_killed(request: BuildRequest, folder: Path, place: str, nth: int) -> None:
     import pickle
 
-    capture = dataclasses.replace(request.capture, level=0)
+    capture = dataclasses.replace(request.capture, dump=DumpSettings(levels=(0,)))
     changed = dataclasses.replace(request, output=folder, capture=capture)
     done = subprocess.run(
         [sys.executable, "-c", _KILLED.format(place=place, nth=nth)],
@@ -290,7 +291,8 @@ def test_a_full_disk_is_told_and_leaves_the_old_image(
     import resource
 
     folder, record = image
-    changed = dataclasses.replace(built[0], output=folder, capture=dataclasses.replace(built[0].capture, level=0))
+    capture = dataclasses.replace(built[0].capture, dump=DumpSettings(levels=(0,)))
+    changed = dataclasses.replace(built[0], output=folder, capture=capture)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(builder_module, "gather", _limited(builder_module.gather, limits[1]))
     try:
