@@ -76,6 +76,12 @@ class BusyError(KdumpError):
     dbus_name = _BUS + "Busy"
 
 
+class CancelledError(KdumpError):
+    """A job was ended on request, or because the service stops."""
+
+    dbus_name = _BUS + "Cancelled"
+
+
 class DeniedError(KdumpError):
     """The caller may not do this."""
 

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`python3 -m kdumpd.image build|check`: builds or checks a capture image in a process of its own.
 
-The service runs it as a child, so that the memory of a build is given back and a build can be stopped. With
---json the result is one line on standard output; an error is one sentence on standard error.
+The service runs it in a process of its own, so that the memory of a build is given back and a build can be stopped.
+With --json the result is one line on standard output; an error is one sentence on standard error. --report keeps a
+file that says how far the build is and how it ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdumpd.config import Config, parse_config, read_config
 from kdumpd.errors import BuildError, ConfigError, KdumpError, os_reason
@@ -30,18 +34,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     started = time.monotonic()
+    report = _reporter(getattr(options, "report", None))
     try:
-        record = _build(options) if options.command == "build" else check(options.folder)
+        record = _build(options, report) if options.command == "build" else check(options.folder)
+        folder = _output(options) if options.command == "build" else options.folder
+        facts = _facts(record, folder, time.monotonic() - started)
+        report({"result": facts})
     except OSError as error:
         # A file that vanished or a disk that failed between two looks at it.
-        print(f"kdumpd.image: {error.filename or 'the build'}: {os_reason(error)}", file=sys.stderr)
-        return BuildError.exit_code
+        failed: KdumpError = BuildError(f"{error.filename or 'the build'}: {os_reason(error)}")
     except KdumpError as error:
-        print(f"kdumpd.image: {error}", file=sys.stderr)
-        return error.exit_code
-    folder = _output(options) if options.command == "build" else options.folder
-    _show(record, folder, time.monotonic() - started, as_json=options.json)
-    return 0
+        failed = error
+    else:
+        _show(record, facts, as_json=options.json)
+        return 0
+    print(f"kdumpd.image: {failed}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        report({"error": {"sentence": failed.sentence, "hint": failed.hint}})
+    return failed.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument(
         "--root", type=Path, default=Path("/"), metavar="FOLDER", help="read configuration, kernel and sysfs below it"
     )
+    making.add_argument("--report", type=Path, metavar="FILE", help="keep the progress and the outcome there, as JSON")
     checking = commands.add_parser("check", help="check a capture image against its record")
     checking.add_argument("folder", type=Path)
     for command in (making, checking):
@@ -77,42 +88,58 @@ def _config(options: argparse.Namespace) -> Config:
     return parse_config([(str(options.config), text)])
 
 
-def _build(options: argparse.Namespace) -> ImageRecord:
+def _reporter(path: Path | None) -> Callable[[dict[str, Any]], None]:
+    """What writes a report to `path`: each time the whole file, in one rename. Raises OSError."""
+
+    def write(facts: dict[str, Any]) -> None:
+        if path is not None:
+            temporary = path.with_name(f".{path.name}.new")
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(facts, file)
+            temporary.rename(path)
+
+    return write
+
+
+def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> ImageRecord:
     config = _config(options)
     if config.errors:
         raise ConfigError(str(config.errors[0]), hint="correct it, then try again")
     kernel = find_kernel(options.kernel, options.root)
     resolved = resolve_target(config, options.root)
-    return build(
-        BuildRequest(
-            capture=capture_config(config, resolved, os.uname().nodename, kernel.release),
-            kernel=kernel,
-            block=resolved.block,
-            output=_output(options),
-            root=options.root,
-        )
+    request = BuildRequest(
+        capture=capture_config(config, resolved, os.uname().nodename, kernel.release),
+        kernel=kernel,
+        block=resolved.block,
+        output=_output(options),
+        root=options.root,
     )
+    return build(request, lambda phase, fraction: report({"phase": phase, "progress": fraction}))
 
 
-def _show(record: ImageRecord, folder: Path, seconds: float, *, as_json: bool) -> None:
+def _facts(record: ImageRecord, folder: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "path": str(folder),
+        "image_id": record.image_id,
+        "kernel": record.kernel,
+        "compression": record.compression,
+        "packed_bytes": record.packed_bytes,
+        "unpacked_bytes": record.unpacked_bytes,
+        "modules": len(record.modules),
+        "notes": record.notes,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _show(record: ImageRecord, facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        facts = {
-            "path": str(folder),
-            "image_id": record.image_id,
-            "kernel": record.kernel,
-            "compression": record.compression,
-            "packed_bytes": record.packed_bytes,
-            "unpacked_bytes": record.unpacked_bytes,
-            "modules": len(record.modules),
-            "notes": record.notes,
-            "seconds": round(seconds, 2),
-        }
         print(json.dumps(facts))
         return
-    print(f"{folder}: image {record.image_id[:12]} for kernel {record.kernel} is whole")
+    print(f"{facts['path']}: image {record.image_id[:12]} for kernel {record.kernel} is whole")
     print(
         f"  {record.unpacked_bytes / 1e6:.1f} MB, {record.packed_bytes / 1e6:.1f} MB packed ({record.compression}), "
-        f"{len(record.files)} entries, {len(record.modules)} kernel modules, {seconds:.1f} s"
+        f"{len(record.files)} entries, {len(record.modules)} kernel modules, {facts['seconds']:.1f} s"
     )
     for note in record.notes:
         print(f"  {note}")

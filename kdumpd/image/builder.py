@@ -15,7 +15,7 @@ import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kdumpd
@@ -60,7 +60,11 @@ class BuildRequest:
     collector_modules: tuple[str, ...] = pyclosure.COLLECTOR_MODULES
 
 
-def build(request: BuildRequest) -> ImageRecord:
+# (what is done now, how far the whole build is from 0 to 1)
+Progress = Callable[[str, float], None]
+
+
+def build(request: BuildRequest, progress: Progress = lambda phase, fraction: None) -> ImageRecord:
     """Builds the image into `request.output` (0700; files 0600) and returns its record.
 
     Raises BuildError when something the image needs is missing or its check fails, UnsupportedError when the
@@ -70,8 +74,11 @@ def build(request: BuildRequest) -> ImageRecord:
     config = read_kernel_config(request.kernel.release, request.root)
     _require_options(request.kernel, config)
     with _locked(request.output):
+        progress("collecting files", 0.0)
         tree = gather(request, config)
+        progress("packing", 0.4)
         record, packed = _assemble(request, tree, pack.choose(config))
+        progress("checking", 0.9)
         _install(request.output, record, packed)
     return record
 

@@ -32,8 +32,11 @@ class Builder(Protocol):
     def build(self, release: str) -> str:
         """Builds the image for kernel `release`, returns one line about it. Raises BuildError."""
 
+    def cancel(self) -> bool:
+        """Ends a build under way; False when there is none."""
+
     def stop(self) -> None:
-        """Ends a build under way and starts no other: the service stops."""
+        """Starts no other build: the service stops."""
 
 
 class Actor:

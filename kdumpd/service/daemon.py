@@ -19,10 +19,12 @@ from kdumpd.host.kexec import FileLoader, KexecLoader
 from kdumpd.host.machine import read_machine
 from kdumpd.service import notify
 from kdumpd.service.actions import Actor, Builder
-from kdumpd.service.builder import SubprocessBuilder
+from kdumpd.service.builder import ImageBuilder
 from kdumpd.service.dbus.adapter import Link
+from kdumpd.service.dbus.job import JobBoard
 from kdumpd.service.dbus.manager import Manager
 from kdumpd.service.engine import Engine
+from kdumpd.service.jobs import JobQueue
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.places import Places
 from kdumpd.service.status import Status
@@ -46,11 +48,23 @@ class Daemon:
         self._bus_address: str | None = options.bus_address
         self._interval_ms = max(1, int(options.interval * 1000))
         self._journal = Journal()
-        self._builder: Builder = builder or SubprocessBuilder(self._places)
+        self._builder: Builder = builder or ImageBuilder(self._places, self._report)
         arch = read_machine(options.root).arch
         actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
         self._engine = Engine(self._places, actor, self._journal, self._show)
         self._loop = GLib.MainLoop()
+        self._board = JobBoard()
+        self._jobs = JobQueue(
+            self._engine.do,
+            {
+                "load": self._engine.load,
+                "unload": self._engine.unload,
+                "reload": self._engine.reload,
+                "rebuild": self._engine.rebuild,
+            },
+            interrupt=self._builder.cancel,
+            on_change=lambda job: self._board.show(job, self._jobs),
+        )
         self._manager: Manager | None = None
         self._link: Link | None = None
         self._bus_trouble = False
@@ -63,7 +77,7 @@ class Daemon:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="<3>%(name)s: %(message)s")
         for folder in (self._places.state_dir, self._places.run_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._manager = Manager(self._engine, self._engine.first_status())
+        self._manager = Manager(self._engine, self._jobs, self._engine.first_status())
         self._connect()
         self._engine.start()
         self._add_sources()
@@ -114,6 +128,7 @@ class Daemon:
         assert self._manager is not None
         try:
             self._link = Link(self._manager, address=self._bus_address, on_closed=self._on_bus_closed)
+            self._board.attach(self._link, self._jobs)
             self._bus_trouble = False
         except ServiceUnreachableError as error:
             if not self._bus_trouble:
@@ -122,22 +137,32 @@ class Daemon:
 
     def _on_bus_closed(self) -> None:
         if self._link is not None:
+            self._board.attach(None, self._jobs)
             self._link.close()
             self._link = None
 
     def _show(self, status: Status) -> None:
         """Takes a new status to the bus and to the service manager. Called by the engine, in any thread."""
+        if status.activity:
+            self._jobs.report(status.activity)
         if self._manager is not None:
             self._manager.publish(status)
+        if not status.activity:
+            self._jobs.settle(status.last_error)  # who hears of the end finds the outcome in the properties
         line = f"{status.activity}: {status.release}" if status.activity else status.state.headline
         if line != self._status_line:
             self._status_line = line
             notify.status(line)
 
+    def _report(self, phase: str, progress: float) -> None:
+        """What a build does now."""
+        self._jobs.report(f"building: {phase}", progress)
+
     def _stop(self) -> int:
         """Leaves: an unfinished build is ended, the capture kernel stays loaded."""
         self._builder.stop()
         self._engine.stop(_STOP_SECONDS)
+        self._jobs.stop()
         if self._link is not None:
             self._link.close()
         return self._exit_code

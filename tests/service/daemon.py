@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fake_machine import FakeBuilder, FakeKernel, FakeMachine  # the checkout has to be found first
 
+from kdumpd.errors import CancelledError
 from kdumpd.service.__main__ import main
 
 
@@ -25,13 +26,24 @@ class SlowBuilder(FakeBuilder):
         super().__init__(machine)
         self._slow = machine.root / "slow"
         self._fail = machine.root / "fail"
+        self._cancelled = False
 
     def build(self, release: str) -> str:
+        self._cancelled = False
         while self._slow.exists():
             time.sleep(0.02)
+            if self._cancelled:
+                raise CancelledError("The build of the capture image was cancelled")
         if self._fail.exists():
             self.fail = [self._fail.read_text()]
         return super().build(release)
+
+    def cancel(self) -> bool:
+        self._cancelled = True
+        return self._slow.exists()
+
+    def stop(self) -> None:
+        self.cancel()
 
 
 if __name__ == "__main__":

@@ -222,8 +222,12 @@ class FakeBuilder:
             (folder / f"{name}.new").rename(folder / name)
         return "47.0 MB"
 
-    def stop(self) -> None:
+    def cancel(self) -> bool:
         """Nothing runs in the background here."""
+        return False
+
+    def stop(self) -> None:
+        """Nothing to end."""
 
 
 def _entry(name: str, path: Path) -> ImageFile:

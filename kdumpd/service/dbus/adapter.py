@@ -3,11 +3,13 @@
 
 What stock pydbus 0.6 does, and what stands here instead:
 
-- methods run in the main loop, so that one slow method stops all: methods marked `off_loop` run in a small pool;
+- methods run in the main loop, so that one slow method stops all: methods marked `off_loop` run in a small pool, and
+  one that returns a future is answered when that is done, without holding a thread;
 - each error reaches the caller as `unknown.X` and is logged with a traceback: ours go out with their own name;
 - a published name may be taken over by another program: it is requested without that permission;
 - each call leaks a reference on GLib before 2.84: it is dropped by hand, once per call;
-- setting a property tells nobody: `PropertiesChanged` is emitted by the object, several changes at once.
+- setting a property tells nobody: `PropertiesChanged` is emitted by the object, several changes at once;
+- signals keep each object that was ever registered: `Link.withdraw` takes it out of their maps.
 
 Knows nothing of crash dumps.
 """
@@ -40,6 +42,12 @@ _PRIMARY_OWNER = 1
 _LOG = logging.getLogger(__name__)
 
 signal = pydbus.generic.signal
+
+
+def job_path(number: int) -> str:
+    """The object path of a job."""
+    return f"{OBJECT_PATH}/job/{number}"
+
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -80,18 +88,33 @@ class _Wrapper(pydbus.registration.ObjectWrapper):  # type: ignore[misc]  # pydb
             signature = self.outargs.get(f"{interface_name}.{method_name}", [])
         marks = getattr(method, "__dict__", {})
 
-        def answer() -> None:
+        def finish(outcome: Callable[[], Any]) -> None:
             try:
-                if method is None:
-                    raise KeyError(f"no method {method_name}")
-                if marks.get("_root_only"):
-                    _require_root(connection, sender)
-                _reply(invocation, signature, method(*parameters))
+                _reply(invocation, signature, outcome())
             except Exception as error:
                 # The edge of the process: whatever happened has to become an answer.
                 _reply_error(invocation, interface_name, method_name, error)
             finally:
                 _drop_leaked_reference(invocation)
+
+        def run() -> Any:
+            if method is None:
+                raise KeyError(f"no method {method_name}")
+            if marks.get("_root_only"):
+                _require_root(connection, sender)
+            return method(*parameters)
+
+        def answer() -> None:
+            begun: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            try:
+                result = run()
+                if isinstance(result, concurrent.futures.Future):
+                    begun = result
+                else:
+                    begun.set_result(result)
+            except Exception as error:
+                begun.set_exception(error)
+            begun.add_done_callback(lambda done: finish(done.result))
 
         if marks.get("_off_loop") and _Wrapper.pool is not None:
             _Wrapper.pool.submit(answer)
@@ -188,6 +211,7 @@ class Link:
         except GLib.Error as error:
             raise ServiceUnreachableError(f"The system bus cannot be used: {error.message}") from error
         self._bus.con.set_exit_on_close(False)
+        self._more: dict[str, tuple[object, Any]] = {}
         self._registration = self._bus.register_object(OBJECT_PATH, service, None)
         try:
             self._own_name()
@@ -209,8 +233,25 @@ class Link:
                 hint="another kdumpd runs: systemctl status kdumpd",
             )
 
+    def publish(self, path: str, thing: object) -> None:
+        """Puts another object on the bus. It has a `dbus` attribute with its XML, as pydbus wants it."""
+        self._more[path] = (thing, self._bus.register_object(path, thing, None))
+
+    def withdraw(self, path: str) -> None:
+        """Takes an object from the bus that `publish` put there."""
+        thing, registration = self._more.pop(path)
+        registration.unregister()
+        for member in vars(type(thing)).values():
+            if isinstance(member, signal):
+                member.map.pop(thing, None)
+        emitters = _Wrapper.SignalEmitted.map
+        for wrapper in [wrapper for wrapper in emitters if wrapper.object is thing]:
+            del emitters[wrapper]
+
     def close(self) -> None:
         """Gives the name back and leaves the bus; a connection that is gone already is fine."""
+        for path in list(self._more):
+            self.withdraw(path)
         self._registration.unregister()
         if not self._bus.con.is_closed():
             self._bus.con.close_sync(None)

@@ -6,6 +6,7 @@ Translates between the engine and D-Bus types. Decides nothing.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import threading
 from pathlib import Path
@@ -16,38 +17,36 @@ from gi.repository import GLib
 import kdumpd
 from kdumpd.crashes.index import Crash
 from kdumpd.errors import UnsupportedError
-from kdumpd.service.dbus.adapter import root_only, signal
+from kdumpd.service.dbus.adapter import job_path, root_only, signal
+from kdumpd.service.jobs import Job
 from kdumpd.service.model import Reason
 from kdumpd.service.status import Status
 
 INTERFACE = "org.kdumpd.Kdump1.Manager"
-_FILE_NAME = "org.kdumpd.Kdump1.xml"
+Outcome = concurrent.futures.Future[None]  # the adapter answers the call when it is done
+_FILES = {INTERFACE: "org.kdumpd.Kdump1.xml"}
 
 
-class Actions(Protocol):
-    """What the bus may ask the engine for."""
-
-    def load(self) -> None:
-        """Build if needed, then load."""
-
-    def unload(self) -> None:
-        """Unload and stay unloaded."""
-
-    def reload(self) -> None:
-        """Read the configuration again and load again."""
-
-    def rebuild(self) -> None:
-        """Build in any case, then load."""
+class Crashes(Protocol):
+    """What the bus may ask the engine for at once; all else is a job."""
 
     def crashes(self) -> tuple[Crash, ...]:
         """The crashes that arrived."""
 
 
-def introspection_xml() -> str:
-    """The XML of the interface: beside the package in a checkout, else where it was installed."""
+class Jobs(Protocol):
+    """What the bus may ask for and has to wait for."""
+
+    def start(self, kind: str) -> Job:
+        """A job of that kind. Raises UsageError or BusyError."""
+
+
+def introspection_xml(interface: str) -> str:
+    """The XML of an interface: beside the package in a checkout, else where it was installed."""
+    name = _FILES.get(interface, f"{interface}.xml")
     places = (
-        Path(__file__).parents[3] / "units" / _FILE_NAME,
-        Path("/usr/share/dbus-1/interfaces") / _FILE_NAME,
+        Path(__file__).parents[3] / "units" / name,
+        Path("/usr/share/dbus-1/interfaces") / name,
     )
     for place in places:
         if place.is_file():
@@ -60,9 +59,10 @@ class Manager:
 
     PropertiesChanged = signal()
 
-    def __init__(self, actions: Actions, status: Status) -> None:
-        type(self).dbus = introspection_xml()
-        self._actions = actions
+    def __init__(self, crashes: Crashes, jobs: Jobs, status: Status) -> None:
+        type(self).dbus = introspection_xml(INTERFACE)
+        self._crashes = crashes
+        self._jobs = jobs
         self._status = status
         self._lock = threading.Lock()
 
@@ -90,29 +90,34 @@ class Manager:
             raise AttributeError(name) from None
 
     @root_only
-    def Load(self) -> None:
+    def Load(self) -> Outcome:
         """See the XML."""
-        self._actions.load()
+        return self._jobs.start("load").outcome
 
     @root_only
-    def Unload(self) -> None:
+    def Unload(self) -> Outcome:
         """See the XML."""
-        self._actions.unload()
+        return self._jobs.start("unload").outcome
 
     @root_only
-    def Reload(self) -> None:
+    def Reload(self) -> Outcome:
         """See the XML."""
-        self._actions.reload()
+        return self._jobs.start("reload").outcome
 
     @root_only
-    def Rebuild(self) -> None:
+    def Rebuild(self) -> Outcome:
         """See the XML."""
-        self._actions.rebuild()
+        return self._jobs.start("rebuild").outcome
+
+    @root_only
+    def StartJob(self, kind: str) -> str:
+        """See the XML."""
+        return job_path(self._jobs.start(kind).number)
 
     @root_only
     def ListCrashes(self) -> list[dict[str, GLib.Variant]]:
         """See the XML."""
-        return [_crash(crash) for crash in self._actions.crashes()]
+        return [_crash(crash) for crash in self._crashes.crashes()]
 
 
 def _properties(status: Status) -> dict[str, Any]:
