@@ -3,20 +3,41 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 from kdumpd.cli import bus, status
 from kdumpd.errors import UsageError
 
 
-def call(method: str, style: str, root: Path) -> int:
-    """Calls `method` of the service, then prints the headline of the state it led to. Raises KdumpError."""
-    if root != Path("/"):
+def load(options: Namespace) -> int:
+    """Manager.Load. Raises KdumpError."""
+    return _call("Load", options)
+
+
+def unload(options: Namespace) -> int:
+    """Manager.Unload. Raises KdumpError."""
+    return _call("Unload", options)
+
+
+def reload(options: Namespace) -> int:
+    """Manager.Reload. Raises KdumpError."""
+    return _call("Reload", options)
+
+
+def rebuild(options: Namespace) -> int:
+    """Manager.Rebuild. Raises KdumpError."""
+    return _call("Rebuild", options)
+
+
+def _call(method: str, options: Namespace) -> int:
+    """Calls `method` of the service, then prints the headline of the state it led to."""
+    if options.root != Path("/"):
         raise UsageError("--root is for looking: a machine below a folder cannot be changed")
     bus.call(method)
     report = status.from_service(bus.properties())
-    if style != "off":
-        status.print_report(report, style)
+    if options.json != "off":
+        status.print_report(report, options.json)
     else:
         print(status.headline(report))
     return 0

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kdumpd import errors
@@ -37,6 +38,58 @@ def properties() -> dict[str, Any]:
 def call(method: str) -> None:
     """Calls a method without arguments and waits for its end. Raises the KdumpError that the service raised."""
     _call(INTERFACE, method, None, _ACTION_MS, start=True)
+
+
+def nudge(method: str) -> None:
+    """Calls a method without arguments of a service that runs. Raises ServiceUnreachableError when none does."""
+    _call(INTERFACE, method, None, _STATUS_MS, start=False)
+
+
+def follow(
+    on_state: Callable[[Mapping[str, Any]], None],
+    on_event: Callable[[str, list[str]], None],
+    on_gone: Callable[[], None],
+) -> None:
+    """Reports changes until SIGINT or SIGTERM: all properties after each change, other signals by their name.
+
+    Raises ServiceUnreachableError when there is no bus.
+    """
+    try:
+        connection = Gio.bus_get_sync(Gio.BusType.SYSTEM, None)
+    except GLib.Error as error:
+        raise _translate(error) from error
+    loop = GLib.MainLoop()
+    seen: dict[str, Any] = {}
+
+    def changed(_bus: Any, _sender: str, _path: str, _interface: str, _name: str, arguments: GLib.Variant) -> None:
+        interface, values, _ = arguments.unpack()
+        if interface == INTERFACE and seen:
+            seen.update(values)
+            on_state(seen)
+
+    def signalled(_bus: Any, _sender: str, _path: str, _interface: str, name: str, arguments: GLib.Variant) -> None:
+        on_event(name, [str(word) for word in arguments.unpack()])
+
+    def appeared(_bus: Any, _name: str, _owner: str) -> None:
+        try:
+            seen.update(properties())
+        except ServiceUnreachableError:
+            return  # gone again; `vanished` tells
+        on_state(seen)
+
+    def vanished(_bus: Any, _name: str) -> None:
+        seen.clear()
+        on_gone()
+
+    def subscribe(interface: str, path: str | None, receive: Callable[..., None]) -> None:
+        connection.signal_subscribe(NAME, interface, None, path, None, Gio.DBusSignalFlags.NONE, receive)
+
+    subscribe("org.freedesktop.DBus.Properties", PATH, changed)
+    subscribe(INTERFACE, None, signalled)
+    Gio.bus_watch_name_on_connection(connection, NAME, Gio.BusNameWatcherFlags.NONE, appeared, vanished)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, loop.quit)
+    loop.run()
 
 
 def _call(interface: str, method: str, arguments: GLib.Variant | None, wait_ms: int, *, start: bool) -> GLib.Variant:

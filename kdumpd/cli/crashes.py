@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +21,30 @@ _KERNEL_COLUMNS = 22
 _PANIC_PREFIX = "Kernel panic - not syncing: "
 
 
-def show_list(root: Path, style: str) -> int:
+def show_list(options: Namespace) -> int:
     """Prints the table, newest first; exit status 1 when there is no crash, as coredumpctl(1) does."""
-    crashes = _read(root)
-    if style != "off":
-        output.print_json([_facts(crash) for crash in reversed(crashes)], style)
+    crashes = _read(options.root)
+    if options.json != "off":
+        output.print_json([_facts(crash) for crash in reversed(crashes)], options.json)
         return 0
     if not crashes:
         print("No crashes.", file=sys.stderr)
         return 1
     rows = [_row(number, crash) for number, crash in enumerate(reversed(crashes), start=1)]
-    for line in _table(rows, output.width()):
+    for line in output.table(_HEADER, rows, right=("#", "SIZE", "TOOK")):
         print(line)
     if sys.stdout.isatty():
         print(f"\n{len(crashes)} crash{'es' if len(crashes) > 1 else ''} listed.")
     return 0
 
 
-def show_info(root: Path, name: str, style: str) -> int:
+def show_info(options: Namespace) -> int:
     """Prints all that is known about one crash. Raises NotFoundError."""
-    crash = find_crash(_read(root), name)
-    if style != "off":
-        output.print_json(_facts(crash), style)
+    crash = find_crash(_read(options.root), options.crash)
+    if options.json != "off":
+        output.print_json(_facts(crash), options.json)
         return 0
-    pairs = _pairs(crash)
-    columns = max(len(key) for key, _ in pairs)
-    for key, value in pairs:
-        print(f"{key:>{columns}}: {printable(value)}")
+    output.print_pairs(_pairs(crash))
     return 0
 
 
@@ -67,20 +65,6 @@ def _row(number: int, crash: Crash) -> tuple[str, ...]:
         output.duration(crash.took_usec),
         printable(panic.removeprefix(_PANIC_PREFIX)),
     )
-
-
-def _table(rows: list[tuple[str, ...]], width: int) -> list[str]:
-    """Aligned columns; numbers to the right; the last column takes what is left and is clipped."""
-    widths = [max(len(row[index]) for row in [_HEADER, *rows]) for index in range(len(_HEADER) - 1)]
-    lines = []
-    for row in [_HEADER, *rows]:
-        cells = [
-            f"{cell:>{columns}}" if _HEADER[index] in ("#", "SIZE", "TOOK") else f"{cell:<{columns}}"
-            for index, (cell, columns) in enumerate(zip(row, widths, strict=False))
-        ]
-        left = " ".join(cells)
-        lines.append(f"{left} {output.clip(row[-1], max(8, width - len(left) - 1))}".rstrip())
-    return lines
 
 
 def _pairs(crash: Crash) -> list[tuple[str, str]]:

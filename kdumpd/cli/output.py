@@ -8,8 +8,12 @@ import locale
 import os
 import shutil
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from kdumpd.crashes.text import printable
 
 _UNITS = "KMGTPE"
 
@@ -17,6 +21,39 @@ _UNITS = "KMGTPE"
 def print_json(value: Any, style: str) -> None:
     """`short` is one line, `pretty` many."""
     print(json.dumps(value, indent=2 if style == "pretty" else None))
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """`key: value` lines, aligned at the colon."""
+    columns = max(len(key) for key, _ in pairs)
+    for key, value in pairs:
+        print(f"{key:>{columns}}: {printable(value)}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+    """Aligned columns; those named in `right` to the right; the last column takes what is left and is clipped."""
+    widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header) - 1)]
+    lines = []
+    for row in [header, *rows]:
+        cells = [
+            f"{cell:>{columns}}" if header[index] in right else f"{cell:<{columns}}"
+            for index, (cell, columns) in enumerate(zip(row, widths, strict=False))
+        ]
+        left = " ".join(cells)
+        lines.append(f"{left} {clip(row[-1], max(8, width() - len(left) - 1))}".rstrip())
+    return lines
+
+
+def wrap(text: str, indent: int, *, begins: int | None = None) -> str:
+    """Wrapped to the terminal, for a line in which it begins in column `begins`; long words (paths) stay whole."""
+    return textwrap.fill(
+        printable(text),
+        width=max(40, width()),
+        initial_indent=" " * (indent if begins is None else begins),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).lstrip()
 
 
 def size(size_bytes: int | None) -> str:

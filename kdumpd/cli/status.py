@@ -8,13 +8,12 @@ reasons come from `kdumpd.service.state` in both cases.
 from __future__ import annotations
 
 import dataclasses
-import textwrap
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdumpd.cli import failure, output
-from kdumpd.crashes.text import printable
 from kdumpd.errors import KdumpError, ServiceUnreachableError
 
 EXIT_ARMED = 0
@@ -32,6 +31,10 @@ _LADDER = (
     "rehearsed",
     "proven",
 )
+
+
+# Reasons that `why-stale` is about.
+_STALE = frozenset({"image-missing", "image-stale", "image-damaged", "old-image-loaded", "load-interrupted"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +85,35 @@ _UNPROVEN = "not-proven"
 _NOTES = frozenset({"config-warning", _UNPROVEN})
 
 
-def show(root: Path, style: str) -> int:
+def show(options: Namespace) -> int:
     """Prints the status; 0 armed, 3 not armed, 4 not known."""
     try:
-        report = read(root)
+        report = read(options.root)
     except KdumpError as error:
         failure.report(error)
         return EXIT_UNKNOWN
-    print_report(report, style)
+    print_report(report, options.json)
     return EXIT_ARMED if report.fields["armed"] else EXIT_NOT_ARMED
+
+
+def why_stale(options: Namespace) -> int:
+    """Prints why the image or what is loaded is out of date; 0 nothing is, 3 something is, 4 not known."""
+    try:
+        report = read(options.root)
+    except KdumpError as error:
+        failure.report(error)
+        return EXIT_UNKNOWN
+    reasons = [entry for entry in report.reasons if entry["code"] in _STALE]
+    if options.json != "off":
+        output.print_json({"stale": bool(reasons), "reasons": reasons, "service": report.service}, options.json)
+        return EXIT_NOT_ARMED if reasons else EXIT_ARMED
+    for entry in reasons:
+        print(output.wrap(entry["sentence"], 2, begins=0))
+        if entry["cure"]:
+            print("  " + output.wrap(f"{output.marks()['then']} {entry['cure']}", 4, begins=2))
+    if not reasons:
+        print("Nothing is out of date.")
+    return EXIT_NOT_ARMED if reasons else EXIT_ARMED
 
 
 def read(root: Path) -> Report:
@@ -101,8 +124,8 @@ def read(root: Path) -> Report:
 
             return from_service(bus.properties())
         except ServiceUnreachableError:
-            return _from_machine(root)
-    return _from_machine(root)
+            return read_machine(root)
+    return read_machine(root)
 
 
 def from_service(properties: Mapping[str, Any]) -> Report:
@@ -124,7 +147,8 @@ def from_service(properties: Mapping[str, Any]) -> Report:
     return Report(fields={key: properties[name] for key, name in names.items()}, service=True)
 
 
-def _from_machine(root: Path) -> Report:
+def read_machine(root: Path = Path("/")) -> Report:
+    """What the machine below `root` itself shows. Raises DeniedError."""
     from kdumpd.service.look import look
 
     return Report(fields=look(root).to_dict(), service=False)
@@ -149,10 +173,18 @@ def headline(report: Report) -> str:
     reason = next((entry for entry in report.reasons if entry["code"] not in _NOTES), None)
     if reason is None:
         return f"{signs['off']} kdumpd: NOT ARMED ({state})"
-    text = f"{signs['off']} " + _wrap(f"kdumpd: NOT ARMED: {reason['sentence']}", 2)
+    text = f"{signs['off']} " + output.wrap(f"kdumpd: NOT ARMED: {reason['sentence']}", 2)
     if not reason["cure"]:
         return text
-    return f"{text}\n  " + _wrap(f"{signs['then']} {reason['cure']}", 4, begins=2)
+    return f"{text}\n  " + output.wrap(f"{signs['then']} {reason['cure']}", 4, begins=2)
+
+
+def summary(report: Report) -> str:
+    """One line without signs: the state, what is being done, and the first reason."""
+    words = f"{'armed' if report.fields['armed'] else 'NOT ARMED'} ({report.fields['state']})"
+    if report.fields["activity"]:
+        words += f", {report.fields['activity']}"
+    return f"{words}: {report.reasons[0]['sentence']}" if report.reasons else words
 
 
 def lines(report: Report) -> list[str]:
@@ -165,14 +197,14 @@ def lines(report: Report) -> list[str]:
         if check.label == "image" and not failing and report.fields["image_id"]:
             sign = "good"
         text = failing[0]["sentence"] if failing else _good_text(check.label, sign, report)
-        found.append(f"  {signs[sign]} {check.label:<11} {_wrap(text, 16)}")
+        found.append(f"  {signs[sign]} {check.label:<11} {output.wrap(text, 16)}")
         found.extend(_cures(failing))
         found.extend(
             _cures([entry for entry in report.reasons if check.label == "proven" and entry["code"] == _UNPROVEN])
         )
     for entry in report.reasons:
         if entry["code"] in _NOTES and entry["code"] != _UNPROVEN:
-            found.append(f"  {signs['open']} {'note':<11} {_wrap(entry['sentence'], 16)}")
+            found.append(f"  {signs['open']} {'note':<11} {output.wrap(entry['sentence'], 16)}")
             found.extend(_cures([entry]))
     if report.fields["activity"]:
         found.append(f"  The service is {report.fields['activity']} at this moment.")
@@ -183,7 +215,7 @@ def lines(report: Report) -> list[str]:
 
 def _cures(entries: list[Mapping[str, str]]) -> list[str]:
     then = output.marks()["then"]
-    return [" " * 16 + _wrap(f"{then} {entry['cure']}", 18, begins=16) for entry in entries[:1] if entry["cure"]]
+    return [" " * 16 + output.wrap(f"{then} {entry['cure']}", 18, begins=16) for entry in entries[:1] if entry["cure"]]
 
 
 def _reached(report: Report, rung: str) -> bool:
@@ -208,15 +240,3 @@ def _good_text(label: str, sign: str, report: Report) -> str:
     if label == "loaded":
         return f"since {output.moment(fields['loaded_since_usec'])}" if sign == "good" else "no"
     return "this image has saved a crash" if sign == "good" else "this image has not saved a crash yet"
-
-
-def _wrap(text: str, indent: int, *, begins: int | None = None) -> str:
-    """Wrapped to the terminal, for a line in which it begins in column `begins`; long words (paths) stay whole."""
-    return textwrap.fill(
-        printable(text),
-        width=max(40, output.width()),
-        initial_indent=" " * (indent if begins is None else begins),
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ).lstrip()

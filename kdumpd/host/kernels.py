@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import re
 from pathlib import Path
 
 from kdumpd.errors import NotFoundError
@@ -27,9 +28,14 @@ class Kernel:
     modules: Path
 
 
+def is_release(name: str) -> bool:
+    """True for what may name a kernel release, and a file: no slash, no blank, no control character, no dot first."""
+    return re.fullmatch(r"[A-Za-z0-9_+~:@][A-Za-z0-9_.+~:@-]{0,127}", name) is not None
+
+
 def find_kernel(release: str, root: Path = Path("/")) -> Kernel:
     """The kernel `release` below `root`. Raises NotFoundError naming the part that is missing."""
-    if not release or "/" in release or release in {".", ".."}:
+    if not is_release(release):
         raise NotFoundError(f"{release!r} is not the name of a kernel release", hint="`uname -r` shows one")
     image = _first(root, _IMAGES, release)
     if image is None:
@@ -44,6 +50,25 @@ def find_kernel(release: str, root: Path = Path("/")) -> Kernel:
             hint="install the package of that kernel again",
         )
     return Kernel(release=release, image=image, modules=modules)
+
+
+def installed_kernels(root: Path = Path("/")) -> tuple[Kernel, ...]:
+    """All kernels below `root` that have an image and the list of their modules, by release.
+
+    Without modules.dep a package is being unpacked or removed at this moment: such a kernel is not there yet, or not
+    any more.
+    """
+    images = [*root.glob("boot/vmlinuz-*"), *root.glob("usr/lib/modules/*/vmlinuz")]
+    names = {path.name.removeprefix("vmlinuz-") if path.name != "vmlinuz" else path.parent.name for path in images}
+    found = []
+    for name in sorted(names):
+        try:
+            kernel = find_kernel(name, root)
+        except NotFoundError:
+            continue
+        if (kernel.modules / "modules.dep").exists():
+            found.append(kernel)
+    return tuple(found)
 
 
 def parse_kernel_config(text: str) -> dict[str, str]:

@@ -41,8 +41,17 @@ class Need:
     @property
     def total_bytes(self) -> int:
         """What the reservation should have at least."""
+        return sum(size for _, size in self.terms())
+
+    def terms(self) -> tuple[tuple[str, int], ...]:
+        """What is added up, each with its name."""
         late = COLLECTOR_BYTES + self.bitmap_bytes
-        return self.kernel_bytes + self.unpacked_bytes + max(self.packed_bytes, late) + BASE_BYTES
+        return (
+            ("the capture kernel", self.kernel_bytes),
+            ("the unpacked image", self.unpacked_bytes),
+            ("the packed image, then the collector", max(self.packed_bytes, late)),
+            ("the rest of a booted kernel", BASE_BYTES),
+        )
 
 
 def estimate(
@@ -58,6 +67,15 @@ def estimate(
         unpacked_bytes=unpacked_bytes or TYPICAL_UNPACKED_BYTES,
         bitmap_bytes=memory_bytes >> BITMAP_SHIFT,
     )
+
+
+def recommended_bytes(required_bytes: int) -> int:
+    """What to reserve for a capture that needs `required_bytes`: a quarter more, in steps of 64 MiB, 256 MiB at least.
+
+    An estimate is no measurement, and the next kernel and image are a little larger.
+    """
+    step = 64 * MIB
+    return max(256 * MIB, -(-required_bytes * 5 // 4 // step) * step)
 
 
 def mib(size_bytes: int, *, up: bool = False) -> str:

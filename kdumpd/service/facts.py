@@ -55,7 +55,7 @@ def gather(
         crashkernel=" crashkernel=".join(entry.text for entry in entries if entry is not None),
         expectation=reserved_expectation(cmdline, memory_bytes),
         reserved_bytes=read_reservation(root).size_bytes,
-        required_bytes=need.total_bytes,
+        need=need,
         security=read_security(root),
         problems=config.problems,
         kernel=None if kernel is None else kernel.image,

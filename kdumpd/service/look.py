@@ -12,12 +12,18 @@ from kdumpd.crashes.place import crash_folder
 from kdumpd.errors import DeniedError, KdumpError
 from kdumpd.service.facts import gather
 from kdumpd.service.images import ImageReader
+from kdumpd.service.model import Facts
 from kdumpd.service.places import Places
 from kdumpd.service.status import Status, make_status
 
 
 def look(root: Path = Path("/")) -> Status:
     """The status of the machine below `root`. Raises DeniedError when the caller may not see what it rests on."""
+    return make_status(look_facts(root))
+
+
+def look_facts(root: Path = Path("/")) -> Facts:
+    """The facts behind `look`. Raises DeniedError."""
     places = Places.below(root)
     for folder in (places.run_dir, places.state_dir):
         if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
@@ -31,4 +37,4 @@ def look(root: Path = Path("/")) -> Status:
         crashes = read_crashes(crash_folder(config, root))
     except KdumpError:
         crashes = ()  # not mounted or not readable: what is not seen proves nothing
-    return make_status(gather(places, config, ImageReader(places), crashes))
+    return gather(places, config, ImageReader(places), crashes)

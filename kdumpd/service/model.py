@@ -11,6 +11,7 @@ from kdumpd.config.model import Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
 from kdumpd.host.security import Security
+from kdumpd.service.estimate import Need
 
 
 class Rung(enum.StrEnum):
@@ -151,7 +152,7 @@ class Facts:
     crashkernel: str
     expectation: Expectation
     reserved_bytes: int
-    required_bytes: int
+    need: Need
     security: Security
     problems: tuple[Problem, ...]
     kernel: Path | None
@@ -163,6 +164,11 @@ class Facts:
     proven_images: frozenset[str]
     held: bool
     failure: Failure | None
+
+    @property
+    def required_bytes(self) -> int:
+        """What a capture is estimated to need."""
+        return self.need.total_bytes
 
     @property
     def config_errors(self) -> tuple[Problem, ...]:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from ctl import TOP, kdumpctl
 from engine_bench import Bench
 from fake_machine import RELEASE, FakeMachine
 
@@ -19,28 +20,6 @@ from kdumpd.cli import failure, output
 from kdumpd.dumpfile.manifest import Result
 from kdumpd.errors import KdumpError
 from kdumpd.service.model import Code, Rung
-
-TOP = Path(__file__).resolve().parents[3]
-
-
-def kdumpctl(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    environ = {
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(TOP),
-        "LC_ALL": "C.UTF-8",
-        "TZ": "UTC",
-        # no bus: kdumpctl has to get along
-        "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/kdumpd-bus",
-        **changes,
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "kdumpd.cli", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environ,
-        timeout=60,
-    )
 
 
 def arm(machine: FakeMachine) -> None:
@@ -251,14 +230,6 @@ def test_version_and_help() -> None:
     text = kdumpctl("--help").stdout
     for word in ("status", "list", "info", "load", "unload", "reload", "rebuild", "kdumpctl(8)"):
         assert word in text
-
-
-def test_the_manual_page_names_every_command() -> None:
-    text = (TOP / "man/kdumpctl.8.rst").read_text()
-    shown = re.search(r"\{([a-z,]+)\}|choose from (.*)\)", kdumpctl("frobnicate").stderr)
-    assert shown is not None
-    for word in re.findall(r"[a-z]+", shown[0].replace("choose from", "")):
-        assert f"**{word}**" in text
 
 
 def test_a_closed_pipe_is_no_error_to_complain_about(machine: FakeMachine) -> None:

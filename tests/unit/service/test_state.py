@@ -13,7 +13,7 @@ from kdumpd.config.model import Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
 from kdumpd.host.security import Security
-from kdumpd.service.estimate import MIB, estimate
+from kdumpd.service.estimate import MIB, Need, estimate
 from kdumpd.service.model import Code, Facts, Failure, Image, LoadedRecord, Rung, Trouble
 from kdumpd.service.plan import make_plan
 from kdumpd.service.state import decide
@@ -43,7 +43,7 @@ READY = Facts(
     crashkernel="256M",
     expectation=Expectation(size_bytes=256 * MIB),
     reserved_bytes=256 * MIB,
-    required_bytes=150 * MIB,
+    need=Need(kernel_bytes=50 * MIB, packed_bytes=0, unpacked_bytes=60 * MIB, bitmap_bytes=0),  # 150 MiB in all
     security=Security(),
     problems=(),
     kernel=Path("/boot/vmlinuz-6.1.0"),

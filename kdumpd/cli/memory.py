@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdumpctl estimate, showmem, get-default-crashkernel, reset-crashkernel, reservation: the memory of a capture.
+
+Reads the machine itself; the service is not needed for it. The boot loader is changed only when asked, and what
+changes is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdumpd.cli import output
+from kdumpd.errors import KdumpError
+from kdumpd.host import bootloader
+from kdumpd.host.cmdline import read_cmdline
+from kdumpd.host.crashkernel import parse_crashkernel
+from kdumpd.host.reservation import read_memory_bytes, read_reservation
+from kdumpd.service.estimate import mib, recommended_bytes
+from kdumpd.service.look import look_facts
+
+
+def estimate(options: Namespace) -> int:
+    """The sum that decides whether the reservation is large enough. Raises DeniedError."""
+    facts = look_facts(options.root)
+    margin = facts.reserved_bytes - facts.required_bytes
+    recommended = recommended_bytes(facts.required_bytes)
+    if options.json != "off":
+        sizes = {
+            "terms": [{"name": name, "size_bytes": size} for name, size in facts.need.terms()],
+            "required_bytes": facts.required_bytes,
+            "reserved_bytes": facts.reserved_bytes,
+            "margin_bytes": margin,
+            "recommended_bytes": recommended,
+            "image_known": facts.image.usable,
+        }
+        output.print_json(sizes, options.json)
+        return 0
+    rows = [(mib(size, up=True), name) for name, size in facts.need.terms()]
+    rows.append((mib(facts.required_bytes, up=True), "needed in all"))
+    rows.append((mib(facts.reserved_bytes), "reserved by this boot"))
+    rows.append((mib(abs(margin)), "to spare" if margin >= 0 else "MISSING"))
+    rows.append((mib(recommended), "recommended: kdumpctl reset-crashkernel"))
+    for size, name in rows:
+        print(f"{size:>9}  {name}")
+    if not facts.image.usable:
+        print(output.wrap("No capture image was built yet: its size is a guess.", 0))
+    return 0
+
+
+def showmem(options: Namespace) -> int:
+    """Size and place of what the running kernel set aside."""
+    reservation = read_reservation(options.root)
+    memory = read_memory_bytes(options.root)
+    ranges = [{"start": part.start, "size_bytes": part.size_bytes} for part in reservation.ranges]
+    if options.json != "off":
+        output.print_json(
+            {"reserved_bytes": reservation.size_bytes, "memory_bytes": memory, "ranges": ranges}, options.json
+        )
+        return 0
+    print(f"{mib(reservation.size_bytes)} of {mib(memory)} are reserved for a capture kernel.")
+    for part in reservation.ranges:
+        print(f"  {part.start:#014x}-{part.last:#014x}  {mib(part.size_bytes)}")
+    if reservation.size_bytes and not reservation.ranges:
+        print("  The kernel shows the addresses only to root.")
+    return 0
+
+
+def default_crashkernel(options: Namespace) -> int:
+    """The value alone, for scripts, as RHEL's kdumpctl prints it."""
+    value = _default(options.root)
+    if options.json != "off":
+        output.print_json({"crashkernel": value}, options.json)
+    else:
+        print(value)
+    return 0
+
+
+def reset(options: Namespace) -> int:
+    """`reservation set` with the default. Raises KdumpError."""
+    return _set([_default(options.root)], options)
+
+
+def reservation(options: Namespace) -> int:
+    """`show` and `set`. Raises KdumpError."""
+    return _set(options.size, options) if options.action == "set" else _show(options)
+
+
+def _default(root: Path) -> str:
+    return f"{recommended_bytes(look_facts(root).required_bytes) >> 20}M"
+
+
+def _show(options: Namespace) -> int:
+    root: Path = options.root
+    now = parse_crashkernel(read_cmdline(root))
+    words = [entry.text for entry in (now.cma, now.plain, now.high, now.low) if entry is not None]
+    reserved = read_reservation(root).size_bytes
+    try:
+        loader, settings, trouble = bootloader.find_loader(root).value, bootloader.read_settings(root), None
+    except KdumpError as error:
+        loader, settings, trouble = None, (), str(error)
+    if options.json != "off":
+        facts = {
+            "crashkernel": words,
+            "reserved_bytes": reserved,
+            "boot_loader": loader,
+            "configured": [dataclasses.asdict(setting) for setting in settings],
+            "problem": trouble,
+        }
+        output.print_json(facts, options.json)
+        return 0
+    pairs = [("This boot", " ".join(f"crashkernel={word}" for word in words) or "no crashkernel=")]
+    pairs.append(("Reserved", mib(reserved)))
+    if loader is None:
+        pairs.append(("Boot loader", str(trouble)))
+    else:
+        pairs.append(("Boot loader", loader))
+        pairs += [("Next boot", str(setting)) for setting in settings] or [("Next boot", "no crashkernel=")]
+    output.print_pairs(pairs)
+    return 0
+
+
+def _set(values: Sequence[str], options: Namespace) -> int:
+    change = bootloader.plan_change(values, options.root)
+    if change.edits and not options.dry_run:
+        bootloader.apply_change(change, options.root)
+    if options.json != "off":
+        output.print_json(_facts(change, applied=not options.dry_run), options.json)
+        return 0
+    words = " ".join(f"crashkernel={value}" for value in change.values)
+    for setting in change.kept:
+        print(output.wrap(f"{setting} stays there; the kernel takes the last one, which is ours.", 2, begins=0))
+    if not change.edits:
+        print(f"The next boot has {words} already.")
+        return 0
+    print(change.diff(), end="")
+    for command in change.commands:
+        print(f"{'would run' if options.dry_run else 'ran'}: {' '.join(command)}")
+    print("Nothing was changed." if options.dry_run else f"From the next boot on: {words}")
+    return 0
+
+
+def _facts(change: bootloader.Change, *, applied: bool) -> dict[str, Any]:
+    return {
+        "boot_loader": change.loader.value,
+        "crashkernel": list(change.values),
+        "diff": change.diff(),
+        "commands": [list(command) for command in change.commands],
+        "kept": [dataclasses.asdict(setting) for setting in change.kept],
+        "applied": applied and bool(change.edits),
+    }

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""kdumpctl estimate, showmem, get-default-crashkernel, reset-crashkernel, reservation."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from ctl import kdumpctl
+from fake_machine import MIB, FakeMachine
+
+
+def test_estimate_adds_up(machine: FakeMachine) -> None:
+    facts = json.loads(kdumpctl("estimate", "--json", f"--root={machine.root}").stdout)
+    assert sum(term["size_bytes"] for term in facts["terms"]) == facts["required_bytes"]
+    assert facts["margin_bytes"] == facts["reserved_bytes"] - facts["required_bytes"]
+    text = kdumpctl("estimate", f"--root={machine.root}").stdout
+    assert re.search(r"256 MiB +reserved by this boot", text)
+    assert "to spare" in text
+    assert "its size is a guess" in text
+    machine.reserve("64M")
+    assert "MISSING" in kdumpctl("estimate", f"--root={machine.root}").stdout
+
+
+def test_showmem(machine: FakeMachine) -> None:
+    text = kdumpctl("showmem", f"--root={machine.root}").stdout
+    assert text.startswith("256 MiB of ")
+    assert "0x000060000000" in text
+    assert json.loads(kdumpctl("showmem", "--json", f"--root={machine.root}").stdout)["reserved_bytes"] == 256 * MIB
+
+
+def test_the_default_is_enough_for_the_estimate(machine: FakeMachine) -> None:
+    value = kdumpctl("get-default-crashkernel", f"--root={machine.root}").stdout.strip()
+    required = json.loads(kdumpctl("estimate", "--json", f"--root={machine.root}").stdout)["required_bytes"]
+    assert int(value.removesuffix("M")) * MIB >= required
+
+
+@pytest.fixture
+def grub(machine: FakeMachine) -> FakeMachine:
+    machine.write("usr/sbin/update-grub", "")
+    machine.write("etc/default/grub", 'GRUB_CMDLINE_LINUX="crashkernel=128M"\n')
+    return machine
+
+
+@pytest.mark.parametrize("words", [("reset-crashkernel",), ("reservation", "set", "256M")])
+def test_a_dry_run_changes_nothing(grub: FakeMachine, words: tuple[str, ...]) -> None:
+    done = kdumpctl(*words, "--dry-run", f"--root={grub.root}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/etc/default/grub:1: crashkernel=128M stays there;")
+    assert "+GRUB_CMDLINE_LINUX_DEFAULT" in done.stdout
+    assert "would run: update-grub" in done.stdout
+    assert not (grub.root / "etc/default/grub.d").exists()
+    facts = json.loads(kdumpctl(*words, "--dry-run", "--json", f"--root={grub.root}").stdout)
+    assert (facts["boot_loader"], facts["crashkernel"], facts["applied"]) == ("grub", ["256M"], False)
+
+
+def test_a_boot_loader_that_fails_leaves_nothing(grub: FakeMachine) -> None:
+    done = kdumpctl("reservation", "set", "256M", f"--root={grub.root}")
+    assert done.returncode == 1
+    assert "the files are as they were" in done.stderr
+    assert not (grub.root / "etc/default/grub.d/kdumpd.cfg").exists()
+
+
+def test_reservation_show(grub: FakeMachine) -> None:
+    text = kdumpctl("reservation", "show", f"--root={grub.root}").stdout
+    assert "This boot: crashkernel=256M" in text
+    assert "Next boot: /etc/default/grub:1: crashkernel=128M" in text
+    facts = json.loads(kdumpctl("reservation", "show", "--json", f"--root={grub.root}").stdout)
+    assert facts["configured"] == [{"value": "128M", "file": "/etc/default/grub", "line": 1}]
+
+
+def test_an_unknown_boot_loader_is_said(machine: FakeMachine) -> None:
+    text = kdumpctl("reservation", "show", f"--root={machine.root}").stdout
+    assert "does not know this machine's boot loader" in text
+    assert kdumpctl("reset-crashkernel", f"--root={machine.root}").returncode == 1
+
+
+def test_a_size_that_is_none(grub: FakeMachine) -> None:
+    done = kdumpctl("reservation", "set", "lots", f"--root={grub.root}")
+    assert done.returncode == 2
+    assert "crashkernel=lots cannot be used" in done.stderr

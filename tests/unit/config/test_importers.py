@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Other tools' settings: what is equal carries over, what is not is named, and nothing slips through unread."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdumpd.config.importers import Dialect, Imported, import_settings, known_names
+from kdumpd.config.parse import parse_config
+
+TOP = Path(__file__).resolve().parents[3]
+
+DEBIAN = """
+# kdump-tools configuration
+USE_KDUMP=1
+#KDUMP_KERNEL=/var/lib/kdump/vmlinuz
+KDUMP_COREDIR="/srv/crash"
+KDUMP_FAIL_CMD="poweroff -f"
+MAKEDUMP_ARGS="-c -d 17"
+KDUMP_NUM_DUMPS=3
+KDUMP_CMDLINE_APPEND="nr_cpus=1 $EXTRA"
+FTP_PASSWORD=hunter2
+"""
+RHEL = """
+KDUMP_KERNELVER=""
+KDUMP_COMMANDLINE_REMOVE="hugepages quiet"
+KEXEC_ARGS="-s"
+KDUMP_IMG="vmlinuz"
+"""
+SUSE = """
+KDUMP_SAVEDIR="file:///var/crash"
+KDUMP_DUMPLEVEL=31
+KDUMP_DUMPFORMAT="lzo"
+KDUMP_IMMEDIATE_REBOOT="yes"
+KDUMP_CONTINUE_ON_ERROR="false"
+KDUMP_KEEP_OLD_DUMPS="5"
+KDUMP_NOTIFICATION_TO="root@example.org"
+"""
+
+
+def lines(imported: Imported) -> list[str]:
+    return [line.text for line in imported.lines]
+
+
+def messages(imported: Imported) -> str:
+    return "\n".join(map(str, imported.problems))
+
+
+def test_debian() -> None:
+    imported = import_settings("/etc/default/kdump-tools", DEBIAN)
+    assert imported.dialect is Dialect.DEBIAN
+    assert lines(imported) == ["path /srv/crash", "failure_action poweroff", "core_collector makedumpfile -c -d 17"]
+    said = messages(imported)
+    assert "/etc/default/kdump-tools:8: '3' is not taken over" in said
+    assert "/etc/default/kdump-tools:9: the value holds '$EXTRA" in said
+    assert "hunter2" not in said + imported.to_text()
+    assert len(imported.problems) == 3
+
+
+def test_rhel() -> None:
+    imported = import_settings("/etc/sysconfig/kdump", RHEL)
+    assert (imported.dialect, lines(imported)) == (Dialect.RHEL, [])
+    assert [problem.line for problem in imported.problems] == [3]
+
+
+def test_suse() -> None:
+    imported = import_settings("/etc/sysconfig/kdump", SUSE)
+    assert imported.dialect is Dialect.SUSE
+    assert lines(imported) == ["path /var/crash", "final_action reboot", "core_collector makedumpfile -l -d 31"]
+    assert [problem.line for problem in imported.problems] == [6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("KDUMP_SAVEDIR=/srv/dumps", "path /srv/dumps"),
+        ("KDUMP_SAVEDIR=cifs://host/share", "'cifs:' is not a target"),
+        ("KDUMP_SAVEDIR=ssh://me:secret@host/crash", "a password"),
+        ("KDUMP_SAVEDIR=relative", "path must begin with a slash"),
+        ("KDUMP_DUMPFORMAT=ELF", "the format 'ELF'"),
+        ("KDUMP_DUMPLEVEL=99", "'core_collector makedumpfile -d 99' cannot be used"),
+        ("KDUMP_SAVEDIR='/a\nfinal_action halt'", "a line break in the value"),
+        ("KDUMP_NEW_THING=1", "not a setting that kdumpd knows"),
+    ],
+)
+def test_suse_details(text: str, wanted: str) -> None:
+    imported = import_settings("f", text, Dialect.SUSE)
+    assert wanted in "\n".join([*lines(imported), messages(imported)])
+    assert "secret" not in messages(imported)
+
+
+def test_the_last_assignment_counts_as_in_a_shell() -> None:
+    imported = import_settings("f", "USE_KDUMP=1\nKDUMP_COREDIR=/a\nKDUMP_COREDIR=/b\n")
+    assert lines(imported) == ["path /b"]
+
+
+def test_what_is_written_is_read_back_without_a_complaint() -> None:
+    for text in (DEBIAN, RHEL, SUSE):
+        imported = import_settings("f", text)
+        config = parse_config([("x", imported.to_text())])
+        assert config.problems == ()
+    assert config.path == "/var/crash"
+
+
+def test_the_documentation_names_every_setting() -> None:
+    text = (TOP / "docs/IMPORT.md").read_text()
+    sections = dict(re.findall(r"^## [^\n]*\((\w+)\)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    for dialect, names in known_names().items():
+        assert set(re.findall(r"`([A-Z][A-Z_]+)`", sections[dialect.value])) == names
+
+
+NAMES = sorted({name for names in known_names().values() for name in names})
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.text(max_size=40)), max_size=8),
+    st.sampled_from([None, *Dialect]),
+)
+def test_hostile_values_never_become_other_lines(settings: list[tuple[str, str]], dialect: Dialect | None) -> None:
+    text = "\n".join(f"{name}='{value}'" for name, value in settings)
+    written = import_settings("f", text, dialect).to_text()
+    assert parse_config([("x", written)]).problems == ()
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_end_in_a_file_that_can_be_read(data: bytes) -> None:
+    written = import_settings("f", data.decode(errors="replace")).to_text()
+    assert parse_config([("x", written)]).problems == ()
