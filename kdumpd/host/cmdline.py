@@ -70,8 +70,8 @@ _COMMON = {
     "novmcoredd": None,  # drivers' own "device dumps" eat the reserved memory
     "hugetlb_cma": "0",  # no memory set aside for huge pages
     "kfence.sample_interval": "0",  # its guard pages cost 2 MiB
-    # Since v6.18 the root tmpfs need not be capped at half of the memory; older kernels ignore the word.
-    "initramfs_options": "size=90%",
+    # A root of ramfs, not tmpfs, which takes at most half of the memory (init/do_mounts.c, init_rootfs()).
+    "rootfstype": "ramfs",
     "panic": "10",  # should the capture kernel die too, the machine must still come back
     "cgroup_disable": "memory",  # one struct page_ext or counter per page saved
     "transparent_hugepage": "never",  # 2 MiB pages waste a small memory

@@ -2,7 +2,7 @@
 """How much reserved memory a capture needs. A pure sum of documented terms, all in bytes.
 
 The reserved memory holds everything the capture kernel has: the kernel from its load address on, the packed image
-until it is unpacked, the unpacked image for good (its root is a tmpfs), and what the collector allocates beside it.
+until it is unpacked, the unpacked image for good (its root is a ramfs), and what the collector allocates beside it.
 The packed image is freed before the collector starts, so only the larger of the two counts.
 """
 
