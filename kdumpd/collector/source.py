@@ -11,6 +11,8 @@ import dataclasses
 import struct
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from kdumpd.dumpfile.diskdump import Utsname
 from kdumpd.dumpfile.writer import Origin
@@ -18,6 +20,7 @@ from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.classify import Classification, classify, keep_all
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_log import read_log
+from kdumpd.vmcore.log_clear import clear_sequence
 from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.memory import CrashedMemory
@@ -55,14 +58,25 @@ class Source:
             notes.append(f"the page tables cannot be read: {error}")
         return cls(core=core, info=info, tables=tables, notes=notes)
 
-    def log_lines(self) -> list[str]:
-        """The kernel log; empty, with a note, when there is none to be had."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.core.close()
+
+    def log_lines(self, *, since_clear: bool = False) -> list[str]:
+        """The kernel log; empty, with a note, when there is none to be had. `since_clear` leaves out what was there
+        when it was last cleared (dmesg -C)."""
         if self.tables is None:
             return []
         lines: list[str] = []
         try:
+            first = clear_sequence(self.tables, self.info) if since_clear else 0
             for record in read_log(self.tables, self.info):
-                lines.extend(record.lines())
+                if record.sequence >= first:
+                    lines.extend(record.lines())
         except VmcoreError as error:
             self.notes.append(f"the kernel log cannot be read: {error}")
         except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VMCORE to OUT: a dump in any of the formats, or what it would be (--dry-run)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.options import DumpOptions
+from kdumpd.collector.progress import size_text
+from kdumpd.collector.source import Source
+from kdumpd.collector.verbs import stats
+from kdumpd.collector.verbs.console import Console
+from kdumpd.collector.verbs.output import Output
+from kdumpd.config.core_collector import CollectorOptions, Messages
+from kdumpd.dumpfile.flattened import FlattenedSink
+from kdumpd.dumpfile.reader import verify
+from kdumpd.dumpfile.sink import Sink
+from kdumpd.errors import NoSpaceError, UsageError
+from kdumpd.targets.stream import OutputStream
+
+_PHASES = 3
+_STDOUT_FD = 1
+
+
+def dump(options: CollectorOptions, console: Console) -> int:
+    """Writes the dump that `options` ask for."""
+    if options.dry_run:
+        return _dry_run(options, console)
+    if options.dump.flattened and (len(options.operands) == 1 or options.operands[1:] == ("-",)):
+        return _to_stdout(options, console)
+    if len(options.operands) != 2:
+        raise UsageError(f"{_count(options)}; VMCORE and OUT are needed", hint="kdumpd-collect --help")
+    vmcore, out = map(Path, options.operands)
+    began = time.monotonic()
+    outcome = Outcome()
+    with open_source(options, vmcore, console) as source:
+        with Output(out, force=options.force, sources=(vmcore,)) as output:
+            stream = FlattenedSink(OutputStream(output.file.fileno(), str(out))) if options.dump.flattened else None
+            try:
+                _write(source, stream or output.file, outcome, options, console)
+                if stream is not None:
+                    stream.end()
+            except NoSpaceError as error:
+                raise _no_space(error, output.partial, outcome, flattened=stream is not None) from error
+            if options.dump.verify:
+                verify(output.partial)
+        output.commit()
+        _tell(source, str(out), outcome, options, console, time.monotonic() - began)
+    return 0
+
+
+def open_source(options: CollectorOptions, vmcore: Path, console: Console) -> Source:
+    """Opens `vmcore`, and says at once what is odd about it."""
+    source = Source.open(vmcore)
+    console.debug(
+        f"{vmcore}: {type(source.core).__name__} of {source.core.machine}, kernel {source.info.release}, "
+        f"{len(source.core.extents)} ranges of pages below {source.core.max_pfn:#x}"
+    )
+    return source
+
+
+def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptions, console: Console) -> None:
+    try:
+        write_dump(source, sink, outcome, DumpOptions.of(options.dump), console.progress(_PHASES))
+    finally:
+        for note in dict.fromkeys((*source.notes, *outcome.notes)):
+            console.note(note)
+
+
+def _no_space(error: NoSpaceError, partial: Path, outcome: Outcome, *, flattened: bool) -> NoSpaceError:
+    left = f"{partial} holds {outcome.pages.get('written', 0)} of {outcome.pages.get('kept', 0)} pages"
+    hint = "crash opens what is there with --zero_excluded"
+    if flattened:
+        hint = f"kdumpd-collect -R OUT <{partial} makes a dump of what is there"
+    return NoSpaceError(f"{error.sentence}; {left}", hint=hint)
+
+
+def _to_stdout(options: CollectorOptions, console: Console) -> int:
+    console.stdout_is_taken = True
+    if os.isatty(_STDOUT_FD):
+        raise UsageError("standard output is a terminal", hint="send the stream into a file or a program")
+    vmcore = Path(options.operands[0])
+    began = time.monotonic()
+    outcome = Outcome()
+    with open_source(options, vmcore, console) as source:
+        sys.stdout.flush()
+        sink = FlattenedSink(OutputStream(_STDOUT_FD, "standard output"))
+        _write(source, sink, outcome, options, console)
+        sink.end()
+        _tell(source, "standard output", outcome, options, console, time.monotonic() - began)
+    return 0
+
+
+def _tell(
+    source: Source, out: str, outcome: Outcome, options: CollectorOptions, console: Console, seconds: float
+) -> None:
+    if options.show_stats or console.wants(Messages.REPORT):
+        console.table(stats.table(outcome.pages))
+    line = (
+        f"{out}: {size_text(outcome.size_bytes)}, {outcome.pages['kept']} of {outcome.pages['total']} pages kept, "
+        f"{outcome.pages['zero']} of them zero"
+    )
+    console.result(line, {**facts(source, outcome, options), "result": "complete", "out": out, "seconds": seconds})
+
+
+def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[str, object]:
+    """What --json says of a dump."""
+    return {
+        "kernel": source.info.release,
+        "machine": source.core.machine,
+        "level": options.dump.levels[0],
+        "compression": str(options.dump.compression),
+        "size_bytes": outcome.size_bytes,
+        "pages": outcome.pages,
+        "notes": list(dict.fromkeys((*source.notes, *outcome.notes))),
+    }
+
+
+def _dry_run(options: CollectorOptions, console: Console) -> int:
+    if len(options.operands) not in (1, 2):
+        raise UsageError(f"{_count(options)}; VMCORE is needed", hint="kdumpd-collect --help")
+    outcome = Outcome()
+    level = options.dump.levels[0]
+    with open_source(options, Path(options.operands[0]), console) as source:
+        found = source.classify(level)
+        outcome.pages = stats.pages(found)
+        for note in dict.fromkeys(source.notes):
+            console.note(note)
+        if options.show_stats or console.wants(Messages.REPORT):
+            console.table(stats.table(outcome.pages))
+        line = (
+            f"level {level} keeps {found.kept_count} of {found.total} pages, "
+            f"{size_text(found.kept_count * 4096)} before they are packed; nothing was written"
+        )
+        console.result(line, {**facts(source, outcome, options), "result": "dry-run"})
+    return 0
+
+
+def _count(options: CollectorOptions) -> str:
+    return f"{len(options.operands)} file names were given" if len(options.operands) != 1 else "one file name was given"
