@@ -71,6 +71,11 @@ def installed_kernels(root: Path = Path("/")) -> tuple[Kernel, ...]:
     return tuple(found)
 
 
+def traces_of_kernel(release: str, root: Path = Path("/")) -> bool:
+    """True while there is an image or a folder of modules of that release: it is installed, or half so."""
+    return _first(root, _IMAGES, release) is not None or _first(root, _MODULES, release) is not None
+
+
 def parse_kernel_config(text: str) -> dict[str, str]:
     """CONFIG_X -> its value ("y", "m", a number, text without its quotes); what is not set is left out."""
     options = {}

@@ -19,6 +19,7 @@ from kdumpd.host.kexec import FileLoader, KexecLoader
 from kdumpd.host.machine import read_machine
 from kdumpd.service import notify
 from kdumpd.service.actions import Actor, Builder
+from kdumpd.service.ahead import Ahead
 from kdumpd.service.builder import ImageBuilder
 from kdumpd.service.dbus.adapter import Link
 from kdumpd.service.dbus.job import JobBoard
@@ -51,7 +52,8 @@ class Daemon:
         self._builder: Builder = builder or ImageBuilder(self._places, self._report)
         arch = read_machine(options.root).arch
         actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
-        self._engine = Engine(self._places, actor, self._journal, self._show)
+        self._ahead = Ahead(self._places, builder or ImageBuilder(self._places), self._journal)
+        self._engine = Engine(self._places, actor, self._journal, self._show, on_changes=self._ahead.changed)
         self._loop = GLib.MainLoop()
         self._board = JobBoard()
         self._jobs = JobQueue(
@@ -83,6 +85,7 @@ class Daemon:
         self._add_sources()
         notify.ready(self._status_line)
         self._engine.do(self._engine.check)
+        self._ahead.start()
         self._loop.run()
         return self._stop()
 
@@ -160,6 +163,7 @@ class Daemon:
 
     def _stop(self) -> int:
         """Leaves: an unfinished build is ended, the capture kernel stays loaded."""
+        self._ahead.stop()
         self._builder.stop()
         self._engine.stop(_STOP_SECONDS)
         self._jobs.stop()

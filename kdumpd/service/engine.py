@@ -64,11 +64,20 @@ _REFUSALS: dict[Code, type[KdumpError]] = {
 class Engine:
     """All methods may be called from any thread but the main loop's."""
 
-    def __init__(self, places: Places, actor: Actor, journal: Journal, publish: Callable[[Status], None]) -> None:
+    def __init__(
+        self,
+        places: Places,
+        actor: Actor,
+        journal: Journal,
+        publish: Callable[[Status], None],
+        *,
+        on_changes: Callable[[AbstractSet[str]], None] = lambda kinds: None,
+    ) -> None:
         self._places = places
         self._actor = actor
         self._journal = journal
         self._publish_to = publish
+        self._on_changes = on_changes
         self._images = ImageReader(places)
         self._crash_watch = CrashWatch(places, journal)
         self._turn_lock = threading.Lock()
@@ -208,6 +217,7 @@ class Engine:
         """What the worker calls after changes."""
         if "files" in kinds or "kernel" in kinds:
             self._images.forget()
+        self._on_changes(kinds)
         self._hopeful = self._hopeful or not kinds.isdisjoint(_HOPEFUL)
         if due is Due.LOOK:
             self.look()

@@ -20,6 +20,7 @@ from fake_machine import MIB, RELEASE, FakeMachine
 from gi.repository import Gio, GLib
 
 import kdumpd
+from kdumpd.service import pending
 
 ERROR = "org.kdumpd.Kdump1.Error."
 MUTATING = ("Load", "Unload", "Reload", "Rebuild")
@@ -84,7 +85,12 @@ def test_the_service_exports_what_the_xml_says(service: Service) -> None:
     assert members(shown) == members(written)
     names = {entry[1] for entry in members(written) if entry[0] == "property"}
     assert names == set(service.client.all())
-    assert {entry[1] for entry in members(written) if entry[0] == "method"} == {*MUTATING, "StartJob", "ListCrashes"}
+    assert {entry[1] for entry in members(written) if entry[0] == "method"} == {
+        *MUTATING,
+        "StartJob",
+        "KernelsChanged",
+        "ListCrashes",
+    }
 
 
 def test_each_member_has_its_comment() -> None:
@@ -296,9 +302,9 @@ def test_a_slow_load_blocks_nobody(service: Service, machine: FakeMachine) -> No
 
 
 def test_others_are_refused_by_the_service_itself(service: Service, machine: FakeMachine) -> None:
-    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "ListCrashes")]
+    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "KernelsChanged", "ListCrashes")]
     before = machine.image_id()
-    assert as_nobody(service.bus.address, *methods) == [ERROR + "Denied"] * 5
+    assert as_nobody(service.bus.address, *methods) == [ERROR + "Denied"] * len(methods)
     assert as_nobody(service.bus.address, f"{PROPERTIES}.GetAll") == ["ok"]
     assert service.client.get("State") == "loaded"
     assert machine.image_id() == before
@@ -307,8 +313,8 @@ def test_others_are_refused_by_the_service_itself(service: Service, machine: Fak
 def test_others_are_refused_by_the_policy(start: Callable[..., Service], system_bus: Bus) -> None:
     service = start(system_bus)
     service.wait_state("loaded")
-    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "ListCrashes")]
-    assert as_nobody(system_bus.address, *methods) == ["org.freedesktop.DBus.Error.AccessDenied"] * 5
+    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "KernelsChanged", "ListCrashes")]
+    assert as_nobody(system_bus.address, *methods) == ["org.freedesktop.DBus.Error.AccessDenied"] * len(methods)
     allowed = [
         f"{PROPERTIES}.GetAll",
         "org.freedesktop.DBus.Peer.Ping",
@@ -482,3 +488,16 @@ def test_the_real_builder_feeds_the_service(start: Callable[..., Service], machi
     assert (machine.root / "var/lib/kdumpd" / RELEASE / "initrd").stat().st_mode & 0o777 == 0o600
     assert service.client.get("ImageId") == machine.image_id()
     assert "Built the capture image" in service.log.read_text()
+
+
+def test_a_kernel_that_came_gets_its_image_ahead(service: Service, machine: FakeMachine) -> None:
+    release = "6.12.9-fake-amd64"
+    machine.write(f"boot/vmlinuz-{release}", (machine.root / f"boot/vmlinuz-{RELEASE}").read_bytes())
+    machine.write(f"boot/config-{release}", (machine.root / f"boot/config-{RELEASE}").read_bytes())
+    for path in sorted((machine.root / f"usr/lib/modules/{RELEASE}").iterdir()):
+        machine.write(f"usr/lib/modules/{release}/{path.name}", path.read_bytes())
+    before = machine.image_id()
+    pending.leave(machine.root / "var/lib/kdumpd", release, pending.Event.ADD)
+    service.client.call("KernelsChanged")
+    wait((machine.root / f"var/lib/kdumpd/{release}/image.json").exists, "an image for the new kernel", 20)
+    assert (service.client.get("State"), machine.image_id()) == ("loaded", before)

@@ -27,11 +27,14 @@ Outcome = concurrent.futures.Future[None]  # the adapter answers the call when i
 _FILES = {INTERFACE: "org.kdumpd.Kdump1.xml"}
 
 
-class Crashes(Protocol):
+class Actions(Protocol):
     """What the bus may ask the engine for at once; all else is a job."""
 
     def crashes(self) -> tuple[Crash, ...]:
         """The crashes that arrived."""
+
+    def changed(self, what: str) -> None:
+        """Something about the machine is not what it was."""
 
 
 class Jobs(Protocol):
@@ -59,9 +62,9 @@ class Manager:
 
     PropertiesChanged = signal()
 
-    def __init__(self, crashes: Crashes, jobs: Jobs, status: Status) -> None:
+    def __init__(self, actions: Actions, jobs: Jobs, status: Status) -> None:
         type(self).dbus = introspection_xml(INTERFACE)
-        self._crashes = crashes
+        self._actions = actions
         self._jobs = jobs
         self._status = status
         self._lock = threading.Lock()
@@ -115,9 +118,14 @@ class Manager:
         return job_path(self._jobs.start(kind).number)
 
     @root_only
+    def KernelsChanged(self) -> None:
+        """See the XML."""
+        self._actions.changed("hook")
+
+    @root_only
     def ListCrashes(self) -> list[dict[str, GLib.Variant]]:
         """See the XML."""
-        return [_crash(crash) for crash in self._crashes.crashes()]
+        return [_crash(crash) for crash in self._actions.crashes()]
 
 
 def _properties(status: Status) -> dict[str, Any]:
