@@ -1,135 +1,150 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copies the kept pages from the core to the dump: read a batch, find its zero pages, pack the rest, write.
+"""Copies pages from the core to the dump: read a batch, pack it, write it.
 
-With more than one thread the batches are packed side by side, as compressing releases the interpreter's lock, and
-written in the order in which they were read: the dump is the same for any number of threads.
+Reading and writing are the main thread's; with more than one thread, others pack meanwhile, as the libraries that
+compress let the interpreter go on. Batches are written in the order in which they were read: the dump is the same
+for any number of threads.
 """
 
 from __future__ import annotations
 
 import collections
+import queue
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from kdumpd.dumpfile.codecs import Pack, packer
+from kdumpd.collector.order import batches
 from kdumpd.dumpfile.diskdump import Codec
-from kdumpd.dumpfile.writer import DiskdumpWriter, PackedPages
+from kdumpd.dumpfile.native import PageBuffer
+from kdumpd.dumpfile.packing import PackedPages, Packing
+from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 
-# 2 MiB a batch: large enough to hide the cost of each call, small enough to have several in a small capture kernel.
-_BATCH_PAGES = 512
-_BITMAP_STEP = 1 << 13  # bytes of bitmap, 65,536 pages, looked at in one go
+# 1 MiB a batch: enough to hide the cost of each call, and it stays in the cache between reading and packing.
+BATCH_PAGES = 256
+# More threads would only wait for the interpreter; each costs 2 MiB.
+MAX_THREADS = 8
 
-Step = Callable[[int, int, int, int], None]
-
-
-def batches(kept: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.int64]]:
-    """The set bits of `kept` as ascending pfns, at most _BATCH_PAGES at a time."""
-    for at in range(0, len(kept), _BITMAP_STEP):
-        part = kept[at : at + _BITMAP_STEP]
-        if not part.any():
-            continue
-        pfns = np.flatnonzero(np.unpackbits(part, bitorder="little")).astype(np.int64) + at * 8
-        for first in range(0, len(pfns), _BATCH_PAGES):
-            yield pfns[first : first + _BATCH_PAGES]
+Pfns = npt.NDArray[np.int64]
 
 
-class _Packing:
-    """Packs batches; each thread has a compressor of its own."""
-
-    def __init__(self, codec: Codec, level: int | None, exclude_zero: bool) -> None:
-        self._codec = codec
-        self._level = level
-        self._exclude_zero = exclude_zero
-        self._local = threading.local()
-
-    def _pack(self) -> Pack:
-        found: Pack | None = getattr(self._local, "pack", None)
-        if found is None:
-            found = self._local.pack = packer(self._codec, self._level)
-        return found
-
-    def __call__(self, pages: npt.NDArray[np.uint8]) -> PackedPages:
-        count = len(pages)
-        sizes = np.zeros(count, dtype=np.uint32)
-        flags = np.zeros(count, dtype=np.uint32)
-        filled = ints(np.flatnonzero(pages.view(np.uint64).any(axis=1))) if self._exclude_zero else list(range(count))
-        if self._codec is Codec.RAW:
-            sizes[filled] = PAGE_SIZE
-            return PackedPages(pages[filled].tobytes(), sizes, flags)
-        pack = self._pack()
-        view = pages.data.cast("B")
-        parts: list[bytes | memoryview] = []
-        for index in filled:
-            page = view[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
-            packed: bytes | memoryview = pack(page)
-            size = len(packed)
-            # A page that does not shrink is stored as it is; readers refuse blocks larger than a page.
-            if size >= PAGE_SIZE:
-                packed, size = page, PAGE_SIZE
-            else:
-                flags[index] = self._codec
-            sizes[index] = size
-            parts.append(packed)
-        return PackedPages(b"".join(parts), sizes, flags)
-
-
-class Copied:
-    """Counts of a copy, kept up to date while it runs so that an error leaves them right."""
+class _Batch:
+    """Pages on their way, with room for what they are packed to."""
 
     def __init__(self) -> None:
-        self.pages = 0
+        self.source = PageBuffer(BATCH_PAGES)
+        self.target = PageBuffer(BATCH_PAGES)
+        self.pfns: Pfns = np.zeros(0, dtype=np.int64)
+        self.packed: PackedPages | None = None
+        self.error: BaseException | None = None
+        self.done = threading.Semaphore(0)
+
+    def result(self) -> PackedPages:
+        """Waits until it is packed."""
+        self.done.acquire()
+        packed, self.packed = self.packed, None
+        if self.error is not None or packed is None:
+            raise self.error or RuntimeError("a batch came back unpacked")
+        return packed
+
+
+class Copier:
+    """Copies any number of stages to one writer; a context manager, as it may own threads.
+
+    `zero` counts pages that took no room, `unreadable` are the pfns of those saved as zeros since their memory could
+    not be read.
+    """
+
+    def __init__(
+        self,
+        core: CrashedMemory,
+        writer: DiskdumpWriter,
+        *,
+        codec: Codec,
+        level: int | None,
+        threads: int,
+        step: Callable[[], None],
+    ) -> None:
+        """`step` is called after each batch."""
+        self._core = core
+        self._writer = writer
+        self._step = step
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        threads = min(threads, MAX_THREADS)
+        self._idle = [_Batch() for _ in range(threads + 2 if threads > 1 else 1)]
+        self._packing = Packing(codec, level)
+        if threads > 1:
+            for number in range(threads):
+                packing = self._packing if number == 0 else Packing(codec, level)
+                thread = threading.Thread(target=self._serve, args=(packing,), name=f"pack-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         self.zero = 0
         self.unreadable: list[int] = []
 
+    def __enter__(self) -> Self:
+        return self
 
-def copy_pages(
-    core: CrashedMemory,
-    writer: DiskdumpWriter,
-    kept: npt.NDArray[np.uint8],
-    total: int,
-    *,
-    codec: Codec,
-    compression_level: int | None,
-    exclude_zero: bool,
-    threads: int,
-    step: Step,
-    copied: Copied,
-) -> None:
-    """Copies all pages of `kept`, `total` of them, with `threads` packing. Raises what the writer's target raises.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    A page that cannot be read is written as zeros and its pfn remembered in `copied.unreadable`.
-    """
-    packing = _Packing(codec, compression_level, exclude_zero)
+    def copy(self, pieces: Iterable[Pfns]) -> None:
+        """Copies the page frames of `pieces`, ascending. Raises what the writer's target raises.
 
-    def read(pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        pages = np.empty((len(pfns), PAGE_SIZE), dtype=np.uint8)
-        bad = core.read_pages(pfns, pages)
-        copied.unreadable.extend(ints(pfns[bad]))
-        return pages
+        A page that cannot be read is written as zeros.
+        """
+        under_way: collections.deque[_Batch] = collections.deque()
+        try:
+            for pfns in batches(pieces, BATCH_PAGES):
+                if not self._idle:
+                    self._write(under_way.popleft())
+                batch = self._idle.pop()
+                batch.pfns = pfns
+                bad = self._core.read_pages(pfns, batch.source.pages[: len(pfns)])
+                self.unreadable.extend(ints(pfns[bad]))
+                if self._threads:
+                    self._queue.put(batch)
+                else:
+                    _pack(self._packing, batch)
+                under_way.append(batch)
+            while under_way:
+                self._write(under_way.popleft())
+        finally:
+            # After an error the others are left to end: their buffers must not be used while they are packed.
+            for batch in under_way:
+                batch.done.acquire()
+                self._idle.append(batch)
 
-    def write(pfns: npt.NDArray[np.int64], packed: PackedPages) -> None:
-        writer.write(packed, pfns)
-        copied.pages += len(packed.sizes)
-        copied.zero += int((packed.sizes == 0).sum())
-        step(copied.pages, total, copied.pages * PAGE_SIZE, writer.size)
+    def _write(self, batch: _Batch) -> None:
+        try:
+            packed = batch.result()
+            self._writer.write(packed, batch.pfns)
+            self.zero += len(packed.sizes) - len(packed.parts)
+        finally:
+            self._idle.append(batch)
+        self._step()
 
-    if threads <= 1:
-        for pfns in batches(kept):
-            write(pfns, packing(read(pfns)))
-        return
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        waiting: collections.deque[tuple[npt.NDArray[np.int64], Future[PackedPages]]] = collections.deque()
-        for pfns in batches(kept):
-            waiting.append((pfns, pool.submit(packing, read(pfns))))
-            if len(waiting) > 2 * threads:
-                oldest, packed = waiting.popleft()
-                write(oldest, packed.result())
-        while waiting:
-            oldest, packed = waiting.popleft()
-            write(oldest, packed.result())
+    def _serve(self, packing: Packing) -> None:
+        while (batch := self._queue.get()) is not None:
+            _pack(packing, batch)
+
+
+def _pack(packing: Packing, batch: _Batch) -> None:
+    batch.error = None
+    try:
+        batch.packed = packing(batch.source, batch.target, len(batch.pfns))
+    except BaseException as error:  # it is raised again where the batch is waited for
+        batch.error = error
+    batch.done.release()

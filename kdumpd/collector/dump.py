@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
-from kdumpd.collector.copy import Copied, copy_pages
+from kdumpd.collector.copy import Copier
 from kdumpd.collector.options import DumpOptions
+from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
 from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError
-from kdumpd.vmcore.rules import Level
+from kdumpd.vmcore.classify import Classification
+from kdumpd.vmcore.memory import PAGE_SIZE
 
 _MAX_NAMED_PFNS = 16
 
@@ -51,20 +53,17 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
         kept=found.kept,
         checksums=options.checksums,
     )
-    copied = Copied()
+    copier = Copier(
+        source.core,
+        writer,
+        codec=options.codec,
+        level=options.compression_level,
+        threads=options.threads,
+        step=lambda: progress.step(writer.written, found.kept_count, writer.written * PAGE_SIZE, writer.size),
+    )
     try:
-        copy_pages(
-            source.core,
-            writer,
-            found.kept,
-            found.kept_count,
-            codec=options.codec,
-            compression_level=options.compression_level,
-            exclude_zero=bool(level & Level.ZERO),
-            threads=options.threads,
-            step=progress.step,
-            copied=copied,
-        )
+        with copier:
+            _copy_in_order(source, found, writer, copier)
         progress.phase("making it durable")
         outcome.regions = writer.finish()
     except BaseException:
@@ -75,8 +74,18 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
     finally:
         writer.close()
         outcome.size_bytes = writer.size
-        outcome.pages.update(written=writer.written, zero=copied.zero, unreadable=len(copied.unreadable))
-        if copied.unreadable:
-            named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])
-            more = "" if len(copied.unreadable) <= _MAX_NAMED_PFNS else ", ..."
+        outcome.pages.update(written=writer.written, zero=copier.zero, unreadable=len(copier.unreadable))
+        if copier.unreadable:
+            named = ", ".join(f"{pfn:#x}" for pfn in copier.unreadable[:_MAX_NAMED_PFNS])
+            more = "" if len(copier.unreadable) <= _MAX_NAMED_PFNS else ", ..."
             outcome.notes.append(f"pages that could not be read were saved as zeros: pfn {named}{more}")
+
+
+def _copy_in_order(source: Source, found: Classification, writer: DiskdumpWriter, copier: Copier) -> None:
+    """What opens the dump and what is asked for first, then slab, then the rest."""
+    waiting = Waiting(found.kept.copy())
+    for stage in source.stages():
+        copier.copy([waiting.take(stage.pfns)])
+    writer.checkpoint()
+    copier.copy(waiting.take_marked(found.slab))
+    copier.copy(waiting.take_all())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,7 @@ from kdumpd.dumpfile.diskdump import Utsname
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.classify import Classification, classify, keep_all
+from kdumpd.vmcore.critical import Stage, critical_stages
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_log import read_log
 from kdumpd.vmcore.log_clear import clear_sequence
@@ -125,3 +127,10 @@ class Source:
             self.notes.append(f"nothing is left out, {FAULT}: {error!r}")
             return keep_all(self.core)
         return found
+
+    def stages(self) -> Iterator[Stage]:
+        """What an analyst needs first, the most important first; found while it is asked for."""
+        if self.tables is None:
+            self.notes.append("pages are saved in the order of their addresses: there are no page tables to go by")
+            return
+        yield from critical_stages(self.core, self.info, self.tables, None, self.notes)

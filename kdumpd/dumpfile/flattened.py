@@ -13,7 +13,7 @@ from __future__ import annotations
 import array
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,12 @@ class FlattenedSink:
         """One record."""
         if len(data):
             self._stream.send(_RECORD.pack(offset, len(data)), data)
+
+    def write_parts(self, offset: int, parts: Sequence[Buffer]) -> None:
+        """One record."""
+        size = sum(map(len, parts))
+        if size:
+            self._stream.send(_RECORD.pack(offset, size), *parts)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Never: a stream has no way back."""

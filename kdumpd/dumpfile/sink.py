@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kdumpd.dumpfile.codecs import Buffer
@@ -19,6 +20,9 @@ class Sink(Protocol):
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """All of `data` at `offset`, or an error."""
+
+    def write_parts(self, offset: int, parts: Sequence[Buffer]) -> None:
+        """All of `parts`, one behind the other, from `offset` on, or an error."""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes that were written before; fewer at the end."""

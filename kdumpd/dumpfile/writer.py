@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -27,6 +28,7 @@ from kdumpd.dumpfile.diskdump import (
     layout,
 )
 from kdumpd.dumpfile.manifest import Region
+from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, NoSpaceError
@@ -56,23 +58,6 @@ class Origin:
     notes: bytes
     vmcoreinfo_at: int
     vmcoreinfo_size: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PackedPages:
-    """A batch of pages. `sizes` of 0 are zero pages, which have no bytes in `data`."""
-
-    data: Buffer
-    sizes: npt.NDArray[np.uint32]
-    flags: npt.NDArray[np.uint32]
-
-    def part(self, which: slice) -> PackedPages:
-        """Some of these pages, by their positions."""
-        ends = np.cumsum(self.sizes, dtype=np.int64)
-        begins = ends - self.sizes
-        first, last, _ = which.indices(len(self.sizes))
-        data = self.data[int(begins[first]) : int(ends[last - 1])] if first < last else b""
-        return PackedPages(data, self.sizes[which], self.flags[which])
 
 
 class DiskdumpWriter:
@@ -130,7 +115,7 @@ class DiskdumpWriter:
         self._write_bitmap(self._header.dumped_offset, kept)
         # The page that every zero page's descriptor points at.
         self._zero_at = self._end
-        self._append(bytes(BLOCK_SIZE))
+        self._append([bytes(BLOCK_SIZE)], BLOCK_SIZE)
 
     @property
     def size(self) -> int:
@@ -149,11 +134,12 @@ class DiskdumpWriter:
         if offset + len(bits) < end:
             self._sink.write_at(offset + len(bits), bytes(end - offset - len(bits)))
 
-    def _append(self, data: Buffer) -> None:
-        self._sink.write_at(self._end, data)
+    def _append(self, parts: Sequence[Buffer], size: int) -> None:
+        self._sink.write_parts(self._end, parts)
         if self._digest is not None:
-            self._digest.update(data)
-        self._end += len(data)
+            for part in parts:
+                self._digest.update(part)
+        self._end += size
 
     def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
         """Adds the pages of ascending `pfns`, none of which was written before.
@@ -165,8 +151,9 @@ class DiskdumpWriter:
         except NoSpaceError:
             if not self._sink.rewritable or len(pfns) == 1:
                 raise
-            for part in (slice(0, len(pfns) // 2), slice(len(pfns) // 2, None)):
-                self.write(pages.part(part), pfns[part])
+            middle = len(pfns) // 2
+            for first, last in ((0, middle), (middle, len(pfns))):
+                self.write(pages.some(first, last), pfns[first:last])
             raise
 
     def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
@@ -177,8 +164,8 @@ class DiskdumpWriter:
         table["offset"] = np.where(is_zero, self._zero_at, ends - pages.sizes)
         table["size"] = np.where(is_zero, BLOCK_SIZE, pages.sizes)
         table["flags"] = pages.flags
-        if pages.data:
-            self._append(pages.data)
+        if pages.parts:
+            self._append(pages.parts, int(ends[-1]) - self._end)
         self.written += len(table)
         self._fresh.append((ranks, table))
         self._fresh_pages += len(table)

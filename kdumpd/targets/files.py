@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_SAME_NAME = 1000
+_MOST_PARTS = 1024  # IOV_MAX of Linux
 
 
 def _error(error: OSError, what: str) -> TargetError:
@@ -54,6 +56,19 @@ class OutputFile:
                 raise _error(error, f"{self.name} cannot be written at {offset}") from error
             view = view[written:]
             offset += written
+
+    def write_parts(self, offset: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """All of `parts`, one behind the other, from `offset` on. Raises NoSpaceError or TargetError."""
+        for first in range(0, len(parts), _MOST_PARTS):
+            some = parts[first : first + _MOST_PARTS]
+            size = sum(map(len, some))
+            try:
+                written = os.pwritev(self._fd, some, offset)
+            except OSError as error:
+                raise _error(error, f"{self.name} cannot be written at {offset}") from error
+            if written < size:
+                self.write_at(offset + written, b"".join(some)[written:])
+            offset += size
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`."""

@@ -26,13 +26,15 @@ _Member = TypeVar("_Member", np.uint8, np.uint32, np.uint64)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """`present`: pages that the core holds. `kept`: those of them to write. `counts`: pages per class.
+    """`present`: pages that the core holds. `kept`: those of them to write. `slab`: pages of the slab allocators,
+    whether kept or not. `counts`: pages per class.
 
     The counts of the classes and of `kept` add up to `total`; zero pages are found later, while writing.
     """
 
     present: Bytes
     kept: Bytes
+    slab: Bytes
     total: int
     kept_count: int
     counts: Mapping[PageClass, int]
@@ -67,7 +69,9 @@ def keep_all(core: CrashedMemory) -> Classification:
     """The classification that leaves nothing out: for -d 0 and for when there is no memory map to go by."""
     present = present_bitmap(core)
     total = count_bits(present)
-    return Classification(present=present, kept=present.copy(), total=total, kept_count=total, counts={})
+    return Classification(
+        present=present, kept=present.copy(), slab=np.zeros_like(present), total=total, kept_count=total, counts={}
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -85,6 +89,7 @@ def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: in
     """
     present = present_bitmap(core)
     kept = present.copy()
+    slab = np.zeros_like(present)
     total = count_bits(present)
     counts = np.zeros(len(PageClass), dtype=np.int64)
     carry = _Carry()
@@ -95,12 +100,16 @@ def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: in
             continue
         if carry.until <= piece.start_pfn:
             carry = _Carry()
-        classes = _classify_block(data[: count * rules.size_of_page], piece.start_pfn, count, rules, level, carry)
+        classes, is_slab = _classify_block(
+            data[: count * rules.size_of_page], piece.start_pfn, count, rules, level, carry
+        )
         _apply(piece.start_pfn, classes, present, kept, counts)
+        _mark(slab, piece.start_pfn, is_slab)
     kept_count = count_bits(kept)
     return Classification(
         present=present,
         kept=kept,
+        slab=slab,
         total=total,
         kept_count=kept_count,
         counts={each: int(counts[each]) for each in PageClass if each is not PageClass.KERNEL},
@@ -184,8 +193,19 @@ def _hugetlb(block: _Block, heads: npt.NDArray[np.int64], rules: Rules) -> Flags
     return found
 
 
-def _classify_block(data: Bytes, start: int, count: int, rules: Rules, level: int, carry: _Carry) -> Bytes:
-    """The class of each page of a block; 0 (KERNEL) means keep. `carry` is read and updated."""
+def _mark(bits: Bytes, start: int, marked: Flags) -> None:
+    """Sets the bits of the pages of one block that are `marked`."""
+    lead = start & 7
+    if lead:
+        marked = np.concatenate((np.zeros(lead, dtype=np.bool_), marked))
+    first = start >> 3
+    bits[first : first + -(-len(marked) // 8)] |= np.packbits(marked, bitorder="little")
+
+
+def _classify_block(
+    data: Bytes, start: int, count: int, rules: Rules, level: int, carry: _Carry
+) -> tuple[Bytes, Flags]:
+    """The class of each page of a block, 0 (KERNEL) to keep it, and which are slab. `carry` is read and updated."""
     block = _Block(data, count, rules)
     is_tail = (block.u64(rules.compound_head) & np.uint64(1)) != 0
     is_head = block.has(rules.head_mask) & ~is_tail
@@ -207,6 +227,10 @@ def _classify_block(data: Bytes, start: int, count: int, rules: Rules, level: in
     spans = np.ones(count, dtype=np.int64)
     if len(heads):
         spans[heads] = np.int64(1) << np.minimum(_orders(block, heads, start, rules), 62)
+
+    slab_heads = np.flatnonzero(slab & ~is_tail)
+    is_slab = np.zeros(count, dtype=np.bool_)
+    is_slab[_positions(slab_heads, np.minimum(spans[slab_heads], count - slab_heads))] = True
 
     undecided = ~is_tail
 
@@ -242,7 +266,13 @@ def _classify_block(data: Bytes, start: int, count: int, rules: Rules, level: in
     assign(block.has(rules.hwpoison_mask), PageClass.HWPOISON)
     assign(block.is_type(rules.offline_type) & ~slab, PageClass.OFFLINE)
 
-    return _spread(classes, spans, start, carry)
+    return _spread(classes, spans, start, carry), is_slab
+
+
+def _positions(starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """All positions of all ranges: each start repeated, and 0, 1, 2, ... added within each range."""
+    offsets = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + offsets
 
 
 def _spread(classes: Bytes, spans: npt.NDArray[np.int64], start: int, carry: _Carry) -> Bytes:
@@ -271,9 +301,7 @@ def _spread(classes: Bytes, spans: npt.NDArray[np.int64], start: int, carry: _Ca
         carry.page_class = PageClass(int(classes[wide[-1]]))
         ends = np.minimum(ends, count)
     lengths = ends - wide
-    # All positions of all ranges at once: repeat each start, and add 0, 1, 2, ... within each range.
-    offsets = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    classes[np.repeat(wide, lengths) + offsets] = np.repeat(classes[wide], lengths)
+    classes[_positions(wide, lengths)] = np.repeat(classes[wide], lengths)
     return classes
 
 

@@ -8,6 +8,7 @@ are physical. A pfn that no PT_LOAD holds cannot be read; nothing is invented fo
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import mmap
 import os
@@ -40,8 +41,8 @@ _PLAUSIBLE_END = 4 << 40
 _PLAUSIBLE_RATIO = 64
 
 # /proc/vmcore fills the page tables of a mapping when it is made: a window costs 8 bytes a page, and a few are
-# enough because memory is read in ascending order.
-_WINDOW = 32 << 20
+# enough because memory is mostly read in ascending order.
+_WINDOW = 4 << 20
 _WINDOWS = 4
 
 
@@ -75,7 +76,10 @@ class ElfCore(CrashedMemory):
         )
         self.extents = _extents(believed, self.size)
         self._windows: dict[int, mmap.mmap] = {}
-        self._can_map = True
+        # A page of a mapping that cannot be read is a signal that kills: a disk that fails, a file that is cut under
+        # the mapping. In /proc/vmcore neither happens: all pages are there as soon as they are mapped, and read(2)
+        # is slow. Everything else is read.
+        self._can_map = _is_in_proc(self._fd)
 
     def close(self) -> None:
         """Gives the file and its mappings back; views that are still held keep their window."""
@@ -167,42 +171,63 @@ class ElfCore(CrashedMemory):
         if not len(pfns):
             return pfns
         bad: list[int] = []
-        breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
-        bounds = [0, *ints(breaks), len(pfns)]
-        for first, last in itertools.pairwise(bounds):
-            self._read_run(int(pfns[first]), out[first:last], first, bad)
+        offsets = self._offsets(pfns)
+        breaks = np.flatnonzero(np.diff(offsets) != PAGE_SIZE) + 1
+        room = memoryview(out.reshape(-1))  # type: ignore[arg-type] # numpy's arrays are buffers
+        for first, last in itertools.pairwise([0, *ints(breaks), len(pfns)]):
+            offset = int(offsets[first])
+            if offset >= 0:
+                self._read_run(offset, room[first << PAGE_SHIFT : last << PAGE_SHIFT], first, bad)
+            else:
+                out[first:last] = 0
+                bad.extend(range(first, last))
         return np.array(bad, dtype=np.int64)
 
-    def _read_run(self, pfn: int, out: npt.NDArray[np.uint8], position: int, bad: list[int]) -> None:
-        done, count = 0, len(out)
-        while done < count:
-            extent = self.extent_at(pfn + done)
-            if extent is None:
-                out[done] = 0
-                bad.append(position + done)
-                done += 1
-                continue
-            offset = extent.offset + (pfn + done - extent.start << PAGE_SHIFT)
-            window = self._window(offset)
-            if window is None:
-                done += self._read_run_unmapped(offset, out[done], position + done, bad)
-                continue
-            inside = offset % _WINDOW
-            pages = min(count - done, extent.end - pfn - done, (len(window) - inside) >> PAGE_SHIFT)
-            if pages == 0:
-                done += self._read_run_unmapped(offset, out[done], position + done, bad)
-                continue
-            part = np.frombuffer(window, dtype=np.uint8, count=pages << PAGE_SHIFT, offset=inside)
-            out[done : done + pages] = part.reshape(pages, PAGE_SIZE)
-            done += pages
+    def _offsets(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the pages lie in the file; -1 for those that it does not hold."""
+        if not self.extents:
+            return np.full(len(pfns), -1, dtype=np.int64)
+        starts, ends, places = self._extent_table
+        index = np.searchsorted(starts, pfns, side="right") - 1
+        inside = (index >= 0) & (pfns < ends[index])
+        return np.where(inside, places[index] + (pfns - starts[index] << PAGE_SHIFT), -1)
 
-    def _read_run_unmapped(self, offset: int, out: npt.NDArray[np.uint8], position: int, bad: list[int]) -> int:
-        try:
-            out[:] = np.frombuffer(self._pread(PAGE_SIZE, offset), dtype=np.uint8)
-        except VmcoreError:
-            out[:] = 0
-            bad.append(position)
-        return 1
+    @functools.cached_property
+    def _extent_table(self) -> tuple[npt.NDArray[np.int64], ...]:
+        table = np.array([(each.start, each.end, each.offset) for each in self.extents], dtype=np.int64)
+        return table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy()
+
+    def _read_run(self, offset: int, room: memoryview, position: int, bad: list[int]) -> None:
+        """Fills `room` with whole pages from `offset` on; what cannot be read is zeroed, and added to `bad`.
+
+        A read that fails is tried once more for its first page alone, so that each bad page costs only itself.
+        """
+        done = 0
+        alone = False
+        while done < len(room):
+            window = self._window(offset + done) if self._can_map else None
+            if window is not None:
+                inside = (offset + done) % _WINDOW
+                size = min(len(room) - done, len(window) - inside) >> PAGE_SHIFT << PAGE_SHIFT
+                if size:
+                    room[done : done + size] = memoryview(window)[inside : inside + size]
+                    done += size
+                    continue
+            try:
+                count = os.preadv(self._fd, [room[done : done + PAGE_SIZE] if alone else room[done:]], offset + done)
+            except OSError:
+                count = 0
+            whole = count >> PAGE_SHIFT << PAGE_SHIFT
+            if whole:
+                done += whole
+                alone = False
+            elif alone:
+                room[done : done + PAGE_SIZE] = bytes(PAGE_SIZE)
+                bad.append(position + (done >> PAGE_SHIFT))
+                done += PAGE_SIZE
+                alone = False
+            else:
+                alone = True
 
     def _window(self, offset: int) -> mmap.mmap | None:
         """The mapping of the aligned window that holds file `offset`; None where mmap does not work."""
@@ -226,6 +251,13 @@ class ElfCore(CrashedMemory):
         # A view may still be held: its owner then keeps the mapping alive and frees it.
         with contextlib.suppress(BufferError):
             window.close()
+
+
+def _is_in_proc(fd: int) -> bool:
+    try:
+        return os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False
 
 
 def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...]:

@@ -15,8 +15,9 @@ from kdumpd.dumpfile.codecs import packer
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec, Status, Utsname
 from kdumpd.dumpfile.flattened import FlattenedSink
 from kdumpd.dumpfile.manifest import FileRecord, Manifest, Region, Result
+from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
-from kdumpd.dumpfile.writer import DiskdumpWriter, Origin, PackedPages
+from kdumpd.dumpfile.writer import DiskdumpWriter, Origin
 from kdumpd.errors import DumpFormatError, NoSpaceError
 from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.stream import OutputStream
@@ -57,7 +58,9 @@ def packed(codec: Codec, pfns: list[int]) -> tuple[PackedPages, np.ndarray]:
         parts.append(content if raw else small)
         sizes.append(len(parts[-1]))
         flags.append(Codec.RAW if raw or not small else codec)
-    return PackedPages(b"".join(parts), np.array(sizes, np.uint32), np.array(flags, np.uint32)), np.array(pfns)
+    return PackedPages(
+        [part for part in parts if part], np.array(sizes, np.uint32), np.array(flags, np.uint32)
+    ), np.array(pfns)
 
 
 def write(
@@ -194,6 +197,9 @@ def test_room_for_the_descriptors_is_taken_first(tmp_path: Path) -> None:
             raise NoSpaceError("no room")
 
         def write_at(self, offset: int, data: object) -> None:
+            raise AssertionError("written before the room was there")
+
+        def write_parts(self, offset: int, parts: object) -> None:
             raise AssertionError("written before the room was there")
 
         def read_at(self, offset: int, size: int) -> bytes:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""In which order pages are written: each kept page once, stage by stage, ascending within a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Pfns = npt.NDArray[np.int64]
+_STEP = 1 << 13  # bytes of bitmap, 65,536 pages, looked at in one go
+
+
+class Waiting:
+    """The pages that are still to be written, as a bitmap. `bits` is changed."""
+
+    def __init__(self, bits: Bytes) -> None:
+        self._bits = bits
+
+    def take(self, pfns: Pfns) -> Pfns:
+        """Those of ascending, unique `pfns` that still wait; they do not any more."""
+        pfns = pfns[(pfns >= 0) & (pfns < len(self._bits) * 8)]
+        places = pfns >> 3
+        masks = np.left_shift(1, pfns & 7).astype(np.uint8)
+        taken: Pfns = pfns[(self._bits[places] & masks) != 0]
+        if len(pfns):
+            firsts = np.flatnonzero(np.diff(places, prepend=-1))
+            self._bits[places[firsts]] &= ~np.bitwise_or.reduceat(masks, firsts)
+        return taken
+
+    def take_marked(self, marked: Bytes) -> Iterator[Pfns]:
+        """As `take`, for the pages of a bitmap, in ascending pieces."""
+        for at in range(0, len(self._bits), _STEP):
+            here = slice(at, at + _STEP)
+            found = self._bits[here] & marked[here]
+            if found.any():
+                self._bits[here] &= ~found
+                yield _pfns(found, at)
+
+    def take_all(self) -> Iterator[Pfns]:
+        """The rest, in ascending pieces."""
+        for at in range(0, len(self._bits), _STEP):
+            found = self._bits[at : at + _STEP]
+            if found.any():
+                yield _pfns(found, at)
+                found[:] = 0
+
+
+def _pfns(bits: Bytes, at: int) -> Pfns:
+    return np.flatnonzero(np.unpackbits(bits, bitorder="little")).astype(np.int64) + at * 8
+
+
+def batches(pieces: Iterable[Pfns], size: int) -> Iterator[Pfns]:
+    """`pieces`, ascending, as arrays of `size` page frames; only the last may be shorter."""
+    left = np.zeros(0, dtype=np.int64)
+    for piece in pieces:
+        joined = np.concatenate((left, piece)) if len(left) else piece
+        whole = len(joined) // size * size
+        for first in range(0, whole, size):
+            yield joined[first : first + size]
+        left = joined[whole:]
+    if len(left):
+        yield left

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packs a batch of pages: zero pages are found all at once, what does not shrink is stored as it is.
+
+What a page becomes depends on its own batch alone, and there on the group of 16 in which it lies: the dump is the
+same however the batches are spread over threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.dumpfile.codecs import Buffer, Pack, packer
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
+from kdumpd.dumpfile.native import NativeCompressor, PageBuffer
+from kdumpd.vmcore.arrays import ints
+
+FAST = 1  # the level of zstd and of zlib when none is given
+GROUP = 16
+# 256 bytes of a page, 8 from every 128.
+_SAMPLE = 8
+_STRIDE = 128
+_SAMPLED = BLOCK_SIZE // _STRIDE * _SAMPLE
+# Chi-square of the sampled bytes against all values being equally likely: 255 on average for random bytes, with a
+# standard deviation of 22.6. Text and machine code are in the thousands.
+_RANDOM_BELOW = 345.0
+
+
+def zero_pages(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which of `pages`, shape (count, BLOCK_SIZE), hold nothing but zeros."""
+    found: npt.NDArray[np.bool_] = np.bitwise_or.reduce(pages.view(np.uint64), axis=1) == 0
+    return found
+
+
+def look_random(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which of `pages` no codec is likely to shrink, judged by a sixteenth of their bytes."""
+    count = len(pages)
+    sample = pages.reshape(count, BLOCK_SIZE // _STRIDE, _STRIDE)[:, :, :_SAMPLE].reshape(count, _SAMPLED)
+    keys = sample.astype(np.intp) + (np.arange(count) * 256)[:, np.newaxis]
+    seen = np.bincount(keys.ravel(), minlength=count * 256).reshape(count, 256)
+    chi_square = (seen * seen).sum(axis=1) * (256.0 / _SAMPLED) - _SAMPLED
+    found: npt.NDArray[np.bool_] = chi_square < _RANDOM_BELOW
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackedPages:
+    """A batch of pages. `sizes` of 0 are zero pages; `parts` holds the bytes of all others, in their order."""
+
+    parts: Sequence[Buffer]
+    sizes: npt.NDArray[np.uint32]
+    flags: npt.NDArray[np.uint32]
+
+    def some(self, first: int, last: int) -> PackedPages:
+        """The pages at positions [first, last)."""
+        before, here = (int(np.count_nonzero(self.sizes[part])) for part in (slice(first), slice(first, last)))
+        return PackedPages(self.parts[before : before + here], self.sizes[first:last], self.flags[first:last])
+
+
+class Packing:
+    """Packs batches with one codec at one level; for one thread."""
+
+    def __init__(self, codec: Codec, level: int | None) -> None:
+        """Raises UnsupportedError when a library for `codec` is missing."""
+        self._codec = codec
+        self._compressor: NativeCompressor | _PageByPage | None = None
+        if codec is not Codec.RAW:
+            try:
+                self._compressor = NativeCompressor(codec, FAST if level is None else level)
+            except OSError:
+                # Python's module for the codec does the same, slower.
+                self._compressor = _PageByPage(packer(codec, level))
+
+    def __call__(self, source: PageBuffer, target: PageBuffer, count: int) -> PackedPages:
+        """The first `count` pages of `source`. What it returns refers to both buffers."""
+        filled = np.flatnonzero(~zero_pages(source.pages[:count]))
+        sizes = np.zeros(count, dtype=np.uint64)
+        sizes[filled] = BLOCK_SIZE
+        compressor = self._compressor
+        if compressor is None:
+            whole = [source.view[at : at + BLOCK_SIZE] for at in ints(filled * BLOCK_SIZE)]
+            return PackedPages(whole, sizes.astype(np.uint32), np.zeros(count, dtype=np.uint32))
+
+        # The first page of each group tells whether it is worth trying the others.
+        is_probe = np.diff(filled // GROUP, prepend=-1) != 0
+        probes, others = filled[is_probe], filled[~is_probe]
+        sizes[probes] = compressor.pack(source, target, ints(probes))
+        dense = np.zeros(-(-count // GROUP), dtype=np.bool_)
+        dense[probes // GROUP] = ~_shrunk(sizes[probes])
+        doubtful = dense[others // GROUP]
+        if doubtful.any():
+            suspects = others[doubtful]
+            tried = suspects[~look_random(source.pages[suspects])]
+            others = np.concatenate((others[~doubtful], tried))
+        sizes[others] = compressor.pack(source, target, ints(others))
+
+        shrunk = _shrunk(sizes)
+        sizes[filled[~shrunk[filled]]] = BLOCK_SIZE
+        parts = [
+            (target if size < BLOCK_SIZE else source).view[at : at + size]
+            for at, size in zip(ints(filled * BLOCK_SIZE), ints(sizes[filled]), strict=True)
+        ]
+        flags = np.where(shrunk, np.uint32(self._codec), np.uint32(Codec.RAW))
+        return PackedPages(parts, sizes.astype(np.uint32), flags)
+
+
+def _shrunk(sizes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """An error of a library is 0 or a very large number; so is what it gave up."""
+    return (sizes > 0) & (sizes < BLOCK_SIZE)
+
+
+class _PageByPage:
+    """What NativeCompressor does, by a function for one page."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+
+    def pack(self, source: PageBuffer, target: PageBuffer, which: Sequence[int]) -> list[int]:
+        """As NativeCompressor.pack."""
+        sizes = []
+        for at in (index * BLOCK_SIZE for index in which):
+            packed = self._pack(source.view[at : at + BLOCK_SIZE])
+            if len(packed) < BLOCK_SIZE:
+                target.view[at : at + len(packed)] = packed
+            sizes.append(len(packed))
+        return sizes
