@@ -9,6 +9,7 @@ bounded, and what cannot be found costs its stage a note and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,8 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.analyst import modules, system, unwind
+from kdumpd.vmcore.analyst.cpus import Cpus
+from kdumpd.vmcore.analyst.files import Files
 from kdumpd.vmcore.analyst.image import keep_data, keep_image
+from kdumpd.vmcore.analyst.kernel import Kernel
 from kdumpd.vmcore.analyst.opening import keep_log, keep_memory_map, keep_names, keep_tables
+from kdumpd.vmcore.analyst.tasks import Tasks
 from kdumpd.vmcore.analyst.trace import Trace
 from kdumpd.vmcore.kernel_facts import KernelFacts
 from kdumpd.vmcore.memory import CrashedMemory
@@ -26,6 +32,8 @@ from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 # What damaged memory may make a walk raise: it costs the stage, not the dump.
 _FAULTS = (ArithmeticError, LookupError, TypeError, ValueError, struct.error)
+
+Step = tuple[str, Callable[[], None]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,37 +44,71 @@ class Stage:
     pfns: npt.NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
-    """Everything that a subject's walk has to go by."""
-
-    core: CrashedMemory
-    info: Vmcoreinfo
-    tables: PageTables
-    facts: KernelFacts | None
-    trace: Trace
-
-
 def critical_stages(
     core: CrashedMemory, info: Vmcoreinfo, tables: PageTables, facts: KernelFacts | None, notes: list[str]
 ) -> Iterator[Stage]:
     """The stages, the most important first, found while they are asked for. `notes` grows as steps fail."""
     try:
-        walk = _Walk(core=core, info=info, tables=tables, facts=facts, trace=Trace(core, info))
+        trace = Trace(core, info)
     except VmcoreError as error:
         notes.append(f"the pages that matter first cannot be found: {error}")
         return
-    steps: tuple[tuple[str, Callable[[_Walk], None]], ...] = (
-        ("kernel log", lambda walk: keep_log(walk.trace, walk.info)),
-        ("kernel name", lambda walk: keep_names(walk.trace, walk.info)),
-        ("memory map", lambda walk: keep_memory_map(walk.trace, walk.core, walk.info)),
-        ("page tables", lambda walk: keep_tables(walk.trace)),
-        ("kernel data", lambda walk: keep_data(walk.trace, walk.core, walk.info)),
-        ("kernel image", lambda walk: keep_image(walk.trace, walk.core, walk.info)),
+    opening: tuple[Step, ...] = (
+        ("kernel log", lambda: keep_log(trace, info)),
+        ("kernel name", lambda: keep_names(trace, info)),
+        ("memory map", lambda: keep_memory_map(trace, core, info)),
+        ("page tables", lambda: keep_tables(trace)),
     )
-    for name, step in steps:
-        _try(name, lambda step=step: step(walk), notes)  # type: ignore[misc]
-        yield Stage(name=name, pfns=walk.trace.taken())
+    structures = () if facts is None else _structures(Kernel(trace, tables, info, facts))
+    closing: tuple[Step, ...] = (
+        ("kernel data", lambda: keep_data(trace, core, info)),
+        ("kernel image", lambda: keep_image(trace, core, info)),
+    )
+    for name, step in itertools.chain(opening, structures, closing):
+        _try(name, step, notes)
+        yield Stage(name=name, pfns=trace.taken())
+
+
+def _structures(kernel: Kernel) -> Iterator[Step]:
+    """The steps that need to know the kernel's structures; nothing is read before the first is asked for."""
+    cpus = Cpus(kernel)
+    tasks = Tasks(kernel, cpus)
+    files = Files(kernel)
+    running = list(tasks.running)
+
+    def unwind_running() -> None:
+        code = unwind.code_on(kernel, tasks.live_stacks(running) + cpus.stacks())
+        unwind.keep_orc(kernel, code)
+        unwind.keep_code(kernel, code)
+
+    def unwind_all() -> None:
+        code = unwind.after_calls(kernel, unwind.code_on(kernel, tasks.live_stacks(tasks.every())))
+        unwind.keep_orc(kernel, code)
+        unwind.keep_code(kernel, code)
+
+    yield from (
+        ("kernel variables", lambda: system.keep_variables(kernel)),
+        ("zones", lambda: system.keep_zones(kernel)),
+        ("memory blocks", lambda: system.keep_memory_blocks(kernel)),
+        ("per-cpu variables", cpus.keep_variables),
+        ("running tasks", lambda: tasks.keep_structs(running)),
+        ("running tasks' stacks", lambda: tasks.keep_stacks(running)),
+        ("interrupt stacks", cpus.keep_stacks),
+        ("running tasks' unwinding", unwind_running),
+        ("running tasks' files", lambda: files.keep(running)),
+        ("running tasks' context", lambda: tasks.keep_context(running)),
+        ("tasks", lambda: tasks.keep_structs(tasks.every())),
+        ("pids", tasks.keep_pids),
+        ("stacks", lambda: tasks.keep_stacks(tasks.every())),
+        ("memory descriptors", lambda: tasks.keep_memory_descriptors(tasks.every())),
+        ("unwinding", unwind_all),
+        ("modules", lambda: modules.keep_modules(kernel)),
+        ("slab caches", lambda: system.keep_slab_caches(kernel)),
+        ("per-cpu areas", lambda: cpus.keep_areas(small=True)),
+        ("context", lambda: tasks.keep_context(tasks.every())),
+        ("files", lambda: files.keep(tasks.every())),
+        ("large per-cpu areas", lambda: cpus.keep_areas(small=False)),
+    )
 
 
 def must_keep(
@@ -81,12 +123,14 @@ def must_keep(
         return found
     # The walk over the top of the page tables was the first thing that was read.
     found["page tables"] = trace.taken()
-    _try("kernel log", lambda: keep_log(trace, info), notes)
-    found["kernel log"] = trace.taken()
-    _try("kernel name", lambda: keep_names(trace, info), notes)
-    found["kernel name"] = trace.taken()
-    _try("memory map", lambda: keep_memory_map(trace, core, info), notes)
-    found["memory map"] = trace.taken()
+    steps: tuple[Step, ...] = (
+        ("kernel log", lambda: keep_log(trace, info)),
+        ("kernel name", lambda: keep_names(trace, info)),
+        ("memory map", lambda: keep_memory_map(trace, core, info)),
+    )
+    for name, step in steps:
+        _try(name, step, notes)
+        found[name] = trace.taken()
     return found
 
 

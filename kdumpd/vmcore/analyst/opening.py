@@ -13,6 +13,7 @@ from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 _UTS_SIZE = 6 * 65
 # 64 MiB of tables map 32 GiB in pages of 4 KiB, and far more in the huge ones that the direct map usually has.
 _MAX_TABLES = 1 << 14
+_MAX_ROOTS = 1 << 20
 
 
 def keep_log(trace: Trace, info: Vmcoreinfo) -> None:
@@ -52,8 +53,9 @@ def keep_memory_map(trace: Trace, core: CrashedMemory, info: Vmcoreinfo) -> None
     if length == 1 << max(0, physical_bits - bits):
         trace.keep(root, sections * entry_size)
         return
-    needed = min(-(-sections // per_root), length)
-    roots = trace.read(root, needed * 8)
+    # Tools read all of the root array, however little of it is in use: zeros, which cost a descriptor each.
+    trace.keep(root, min(length, _MAX_ROOTS) * 8)
+    roots = trace.read(root, min(-(-sections // per_root), length, _MAX_ROOTS) * 8)
     for at in range(0, len(roots), 8):
         array = int.from_bytes(roots[at : at + 8], "little")
         if array:

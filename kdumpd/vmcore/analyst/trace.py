@@ -62,6 +62,7 @@ class Trace:
 
     def __init__(self, core: CrashedMemory, info: Vmcoreinfo) -> None:
         self._core = _Recorded(core)
+        self.machine = core.machine
         self.tables = page_tables(self._core, info)
 
     def read(self, vaddr: int, size: int) -> bytes:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tasks: who was running, all others, their stacks, and what ps shows of them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.analyst.cpus import Cpus
+from kdumpd.vmcore.analyst.kernel import Kernel
+
+_MAX_TASKS = 1 << 16
+_MAX_STACK = 1 << 17
+_DEFAULT_STACK = 1 << 14
+_MAX_XARRAY_NODES = 1 << 13
+_XARRAY_SLOTS = 64
+_MAX_COUNTERS = 8
+# Where a task that is not running left its stack pointer: x86_64, arm64.
+_SAVED_SP = ("task_struct.thread.sp", "task_struct.thread.cpu_context.sp")
+_POINTER = struct.Struct("<Q")
+
+
+class Tasks:
+    """All tasks that can be reached, found once. `running` are those that the cpus were in."""
+
+    def __init__(self, kernel: Kernel, cpus: Cpus) -> None:
+        self._kernel = kernel
+        self._cpus = cpus
+        self.running = tuple(dict.fromkeys(cpus.current_tasks()))
+        self._all: list[int] | None = None
+
+    def every(self) -> list[int]:
+        """The running tasks first, then processes and their threads in the order of the kernel's lists."""
+        if self._all is None:
+            self._all = list(dict.fromkeys((*self.running, *self._cpus.idle_tasks(), *self._listed())))
+        return self._all
+
+    def _listed(self) -> Iterator[int]:
+        kernel = self._kernel
+        first = kernel.need("init_task")
+        tasks_at, node_at = kernel.offset("task_struct.tasks"), kernel.offset("task_struct.thread_node")
+        signal_at, head_at = kernel.offset("task_struct.signal"), kernel.offset("signal_struct.thread_head")
+        yield first
+        count = 0
+        for entry in kernel.listed(first + tasks_at, limit=_MAX_TASKS):
+            leader = entry - tasks_at
+            yield leader
+            try:
+                signal = kernel.u64(leader + signal_at)
+                for node in kernel.listed(signal + head_at, limit=_MAX_TASKS - count):
+                    count += 1
+                    yield node - node_at
+            except VmcoreError:
+                continue
+
+    # What a tool reads of them
+
+    def keep_structs(self, tasks: list[int]) -> None:
+        """struct task_struct, in whole."""
+        for task in tasks:
+            self._kernel.struct(task, "task_struct")
+
+    def keep_stacks(self, tasks: list[int]) -> None:
+        """The kernel stacks."""
+        size = self.stack_size
+        for task in tasks:
+            stack = self._of(task, "task_struct.stack")
+            if stack:
+                self._kernel.trace.keep(stack, size)
+
+    @property
+    def stack_size(self) -> int:
+        """THREAD_SIZE in bytes."""
+        size = self._kernel.facts.sizes.get("thread_union", _DEFAULT_STACK)
+        return size if 0 < size <= _MAX_STACK else _DEFAULT_STACK
+
+    def live_stacks(self, tasks: list[int]) -> list[tuple[int, int]]:
+        """The part of each stack that is in use, [start, end): all of it for a task that a cpu is in."""
+        size = self.stack_size
+        parts: list[tuple[int, int]] = []
+        path = next((path for path in _SAVED_SP if self._kernel.has(path)), None)
+        for task in tasks:
+            stack = self._of(task, "task_struct.stack")
+            sp = self._of(task, path) if path is not None and task not in self.running else 0
+            if stack:
+                parts.append((sp & ~7 if stack < sp < stack + size else stack, stack + size))
+        return parts
+
+    def _of(self, task: int, path: str) -> int:
+        try:
+            return self._kernel.pointer(task, path)
+        except VmcoreError:
+            return 0
+
+    def keep_pids(self) -> None:
+        """The tree of struct pid in which crash looks for tasks: init_pid_ns.idr, an xarray."""
+        kernel = self._kernel
+        space = kernel.need("init_pid_ns")
+        kernel.struct(space, "pid_namespace")
+        nodes = [kernel.u64(space + kernel.offset("pid_namespace.idr.idr_rt.xa_head"))]
+        slots_at, pid_size = kernel.offset("xa_node.slots"), kernel.size("pid")
+        seen: set[int] = set()
+        while nodes and len(seen) < _MAX_XARRAY_NODES:
+            entry = nodes.pop()
+            # linux/xarray.h: an entry whose low bits are 10 is a node; below 4096 it is a mark such as "retry".
+            if entry & 3 == 2 and entry > 4096 and entry not in seen:
+                seen.add(entry)
+                node = entry - 2
+                kernel.struct(node, "xa_node")
+                try:
+                    slots = kernel.trace.read(node + slots_at, _XARRAY_SLOTS * 8)
+                except VmcoreError:
+                    continue
+                nodes.extend(slot for (slot,) in _POINTER.iter_unpack(slots) if slot)
+            elif entry & 3 == 0 and entry:
+                # The hash lists of struct pid follow its fixed part; the room for one more namespace costs nothing.
+                kernel.trace.keep(entry, pid_size + 16)
+
+    def keep_memory_descriptors(self, tasks: list[int]) -> None:
+        """struct mm_struct with the per-cpu counters from which ps adds up a process's memory."""
+        kernel = self._kernel
+        size = kernel.size("mm_struct")
+        counted = "percpu_counter.counters" in kernel.facts.offsets and "mm_struct.rss_stat" in kernel.facts.offsets
+        seen: set[int] = set()
+        for task in tasks:
+            for path in ("task_struct.mm", "task_struct.active_mm"):
+                mm = self._of(task, path)
+                if not mm or mm in seen:
+                    continue
+                seen.add(mm)
+                kernel.trace.keep(mm, size)
+                # mm_struct.rss_stat became an array of struct percpu_counter in 6.2 (f1a7941243c1).
+                if counted and "mm_rss_stat" not in kernel.facts.sizes:
+                    self._keep_counters(mm + kernel.offset("mm_struct.rss_stat"))
+
+    def _keep_counters(self, at: int) -> None:
+        kernel = self._kernel
+        step = kernel.size("percpu_counter")
+        for index in range(_MAX_COUNTERS):
+            try:
+                counter = kernel.pointer(at + index * step, "percpu_counter.counters")
+            except VmcoreError:
+                return
+            if not counter:
+                return
+            for offset in self._cpus.offsets:
+                kernel.trace.keep(counter + offset & (1 << 64) - 1, 4)
+
+    def keep_context(self, tasks: list[int]) -> None:
+        """Credentials, signals and namespaces."""
+        for path, name in (
+            ("task_struct.cred", "cred"),
+            ("task_struct.real_cred", "cred"),
+            ("task_struct.signal", "signal_struct"),
+            ("task_struct.sighand", "sighand_struct"),
+            ("task_struct.nsproxy", "nsproxy"),
+        ):
+            if not self._kernel.has(path):
+                continue
+            for address in {self._of(task, path) for task in tasks}:
+                self._kernel.struct(address, name)
