@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kdumpd.dumpfile.diskdump import Utsname
+from kdumpd.dumpfile.diskdump import SIGNATURE, Utsname
+from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
 from kdumpd.dumpfile.writer import Origin
-from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.classify import Classification, classify, keep_all
+from kdumpd.errors import VmcoreError, os_reason
+from kdumpd.vmcore.classify import Classification, classify, count_bits, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_log import read_log
@@ -34,6 +35,22 @@ _UTS_SIZE = 6 * 65
 FAULT = "by a fault of kdumpd"
 
 
+def open_memory(path: Path) -> CrashedMemory:
+    """Whatever kind of file `path` is, by how it begins. Raises VmcoreError."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            start = file.read(16)
+    except OSError as error:
+        raise VmcoreError(f"{path} cannot be opened: {os_reason(error)}") from error
+    if start.startswith((SIGNATURE, FLATTENED)):
+        from kdumpd.dumpfile.dumped import DumpedMemory
+
+        return DumpedMemory(path)
+    if start and not start.startswith(b"\x7fELF"):
+        raise VmcoreError(f"{path} is neither an ELF core file nor a kdump-compressed dump")
+    return ElfCore(path)
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Source:
     """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail."""
@@ -45,13 +62,21 @@ class Source:
 
     @classmethod
     def open(cls, path: Path) -> Source:
-        """Raises VmcoreError only when `path` is no core file of memory at all."""
-        core = ElfCore(path)
+        """Raises VmcoreError only when `path` is neither a core file of memory nor a dump."""
+        core = open_memory(path)
         notes: list[str] = list(core.doubts)
         note = core.vmcoreinfo_note()
-        info = parse_vmcoreinfo(note.description if note is not None else b"")
         if note is None:
-            notes.append("there is no VMCOREINFO note")
+            from kdumpd.vmcore.find_info import find_note
+
+            found = find_note(core)
+            if found is None:
+                notes.append("there is no VMCOREINFO note")
+            else:
+                notes.append("VMCOREINFO was found in the memory itself, as there is no note of it")
+                core.notes_block += found
+                note = core.vmcoreinfo_note()
+        info = parse_vmcoreinfo(note.description if note is not None else b"")
         notes.extend(f"VMCOREINFO has a line that makes no sense: {line[:80]}" for line in info.bad_lines[:8])
         tables = None
         try:
@@ -110,7 +135,16 @@ class Source:
         )
 
     def classify(self, level: int) -> Classification:
-        """Which pages to keep at `level`; all of them, with a note, where the memory map cannot be understood."""
+        """Which pages to keep at `level`; all of them, with a note, where the memory map cannot be understood. What
+        a dump left out before stays left out."""
+        found = self._classify(level)
+        self.core.leave_out(found.kept)
+        kept_count = count_bits(found.kept)
+        if kept_count < found.kept_count:
+            self.notes.append(f"{found.kept_count - kept_count} pages were left out before, in {self.core.path}")
+        return dataclasses.replace(found, kept_count=kept_count)
+
+    def _classify(self, level: int) -> Classification:
         if self.tables is None:
             self.notes.append("nothing is left out: without page tables the memory map cannot be found")
             return keep_all(self.core)

@@ -66,7 +66,10 @@ class Utsname:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """Both headers. `max_mapnr` is one above the highest pfn; offsets are bytes from the start of the file."""
+    """Both headers. `max_mapnr` is one above the highest pfn; offsets are bytes from the start of the file.
+
+    A dump that is `split` has descriptors for the pages in [start_pfn, end_pfn) only, in spite of its whole bitmaps.
+    """
 
     utsname: Utsname
     time_sec: int
@@ -81,6 +84,9 @@ class Header:
     sub_header_blocks: int
     bitmap_blocks: int
     note_offset: int = BLOCK_SIZE + SUB_HEADER_SIZE
+    split: bool = False
+    start_pfn: int = 0
+    end_pfn: int = 0
 
     @property
     def bitmap_bytes(self) -> int:
@@ -111,8 +117,9 @@ class Header:
         )  # fmt: skip
         phys_base = self.phys_base & (1 << 64) - 1
         sub = _SUB_HEADER.pack(
-            phys_base, self.dump_level, 0, 0, 0, self.vmcoreinfo_offset, self.vmcoreinfo_size,
-            self.note_offset, self.note_size, 0, 0, 0, 0, self.max_mapnr,
+            phys_base, self.dump_level, self.split, min(self.start_pfn, _U32_MAX), min(self.end_pfn, _U32_MAX),
+            self.vmcoreinfo_offset, self.vmcoreinfo_size, self.note_offset, self.note_size, 0, 0,
+            self.start_pfn, self.end_pfn, self.max_mapnr,
         )  # fmt: skip
         return main, sub
 
@@ -136,9 +143,12 @@ def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
         raise DumpFormatError(f"{source} ends inside its headers")
     fields = _SUB_HEADER.unpack_from(sub)
     phys_base, level = fields[0], fields[1]
-    info_offset, info_size, note_offset, note_size = fields[5:9]
+    # Each version added fields at the end of the sub header; what lies there in an older dump is something else.
+    split, start_pfn, end_pfn = fields[2:5] if version >= 2 else (0, 0, 0)
+    info_offset, info_size = fields[5:7] if version >= 3 else (0, 0)
+    note_offset, note_size = fields[7:9] if version >= 4 else (0, 0)
     if version >= 6:
-        max_mapnr = fields[13]
+        start_pfn, end_pfn, max_mapnr = fields[11:14]
     _, needed = layout(max_mapnr=max_mapnr, note_size=0)
     if bitmap_blocks < needed:
         raise DumpFormatError(f"{source} claims {max_mapnr} pages but has bitmaps of {bitmap_blocks} blocks")
@@ -156,4 +166,7 @@ def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
         sub_header_blocks=sub_blocks,
         bitmap_blocks=bitmap_blocks,
         note_offset=note_offset,
+        split=bool(split),
+        start_pfn=start_pfn,
+        end_pfn=end_pfn,
     )

@@ -9,6 +9,8 @@ import os
 from kdumpd.errors import NoSpaceError, TargetError, os_reason
 from kdumpd.targets.files import NO_SPACE
 
+_MOST_PARTS = 1024  # IOV_MAX of Linux
+
 
 class OutputStream:
     """An open file descriptor as a stream (dumpfile.sink.Stream). `sent` counts bytes."""
@@ -24,7 +26,7 @@ class OutputStream:
         left = [memoryview(part).cast("B") for part in parts if len(part)]
         while left:
             try:
-                count = os.writev(self._fd, left)
+                count = os.writev(self._fd, left[:_MOST_PARTS])
             except OSError as error:
                 kind = NoSpaceError if error.errno in NO_SPACE else TargetError
                 reason = "nobody reads it any more" if error.errno == errno.EPIPE else os_reason(error)

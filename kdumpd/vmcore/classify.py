@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memmap import MemoryMap
-from kdumpd.vmcore.memory import CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory, fill_range
 from kdumpd.vmcore.rules import Level, PageClass, Rules
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,22 +41,11 @@ class Classification:
 
 
 def present_bitmap(core: CrashedMemory) -> Bytes:
-    """One bit for each page frame below `core.max_pfn` that the core holds."""
+    """One bit for each page frame below `core.max_pfn` that the machine had, as far as the core tells."""
     bits = np.zeros(-(-core.max_pfn // 8), dtype=np.uint8)
-    for extent in core.extents:
-        _fill_range(bits, extent.start, extent.end)
+    for start, end in (*((each.start, each.end) for each in core.extents), *core.holes):
+        fill_range(bits, start, end)
     return bits
-
-
-def _fill_range(bits: Bytes, start: int, end: int) -> None:
-    first, last = -(-start // 8), end // 8
-    if first <= last:
-        bits[first:last] = 0xFF
-        for pfn in (*range(start, first * 8), *range(last * 8, end)):
-            bits[pfn >> 3] |= np.uint8(1 << (pfn & 7))
-    else:
-        for pfn in range(start, end):
-            bits[pfn >> 3] |= np.uint8(1 << (pfn & 7))
 
 
 def count_bits(bits: Bytes) -> int:

@@ -30,6 +30,7 @@ _ET_CORE = 4
 _PT_LOAD = 1
 _PT_NOTE = 4
 _PN_XNUM = 0xFFFF
+_INCOMPLETE = 1  # a flag that makedumpfile leaves in e_flags
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _MAX_PHNUM = 1 << 20
@@ -68,13 +69,17 @@ class ElfCore(CrashedMemory):
             os.close(self._fd)
             raise
         limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
+        incomplete: tuple[str, ...] = ()
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
-        self.doubts = tuple(
+        if self._flags & _INCOMPLETE:
+            incomplete = (f"{path} is incomplete; pages that were lost are left out",)
+        self.doubts = incomplete + tuple(
             f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"
             for each in self.segments
             if each not in believed
         )
         self.extents = _extents(believed, self.size)
+        self.holes = _holes(tuple(each for each in believed if each.paddr + each.memsz <= limit), self.extents)
         self._windows: dict[int, mmap.mmap] = {}
         # A page of a mapping that cannot be read is a signal that kills: a disk that fails, a file that is cut under
         # the mapping. In /proc/vmcore neither happens: all pages are there as soon as they are mapped, and read(2)
@@ -95,7 +100,7 @@ class ElfCore(CrashedMemory):
         raw = self._header_bytes(_EHDR.size, 0)
         if len(raw) < _EHDR.size or raw[:4] != b"\x7fELF":
             raise VmcoreError(f"{self.path} is not an ELF file")
-        ident, kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, _, _, _ = _EHDR.unpack(raw)
+        ident, kind, machine, _, _, phoff, shoff, self._flags, _, phentsize, phnum, _, _, _ = _EHDR.unpack(raw)
         if ident[4:6] != b"\x02\x01" or kind != _ET_CORE:
             raise VmcoreError(f"{self.path} is not a 64-bit little-endian core file")
         if machine not in MACHINES:
@@ -281,3 +286,24 @@ def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...
             extents.append(Extent(start=start, end=end, offset=offset))
             covered = end
     return tuple(extents)
+
+
+def _holes(segments: tuple[Segment, ...], extents: tuple[Extent, ...]) -> tuple[tuple[int, int], ...]:
+    """What the segments say was in memory and is not in the file (p_memsz above p_filesz), ascending."""
+    holes: list[tuple[int, int]] = []
+    after = 0  # the next extent that may lie behind the start of a hole
+    covered = 0
+    for segment in sorted(segments, key=lambda each: each.paddr + each.filesz):
+        start = max(covered, segment.paddr + segment.filesz + PAGE_SIZE - 1 >> PAGE_SHIFT)
+        end = segment.paddr + segment.memsz >> PAGE_SHIFT
+        while after < len(extents) and extents[after].end <= start:
+            after += 1
+        at = after
+        while start < end:
+            inside = at < len(extents) and extents[at].start < end
+            if start < (until := extents[at].start if inside else end):
+                holes.append((start, until))
+            start = extents[at].end if inside else end
+            at += 1
+        covered = max(covered, end)
+    return tuple(holes)

@@ -44,12 +44,24 @@ class Extent:
     offset: int
 
 
+def fill_range(bits: npt.NDArray[np.uint8], start: int, end: int, *, present: bool = True) -> None:
+    """Sets, or clears, the bits of the page frames [start, end)."""
+    first, last = -(-start // 8), end // 8
+    edges = (*range(start, first * 8), *range(last * 8, end)) if first <= last else range(start, end)
+    if first <= last:
+        bits[first:last] = 0xFF if present else 0
+    for pfn in edges:
+        mask = np.uint8(1 << (pfn & 7))
+        bits[pfn >> 3] = bits[pfn >> 3] | mask if present else bits[pfn >> 3] & ~mask
+
+
 class CrashedMemory(abc.ABC):
     """An open file with crashed memory. Use it as a context manager; not safe for several threads at once.
 
     Whoever derives from it sets the attributes before anything else is called. `machine` is the name that uname(2)
-    has for the architecture, `extents` do not overlap and ascend, `doubts` are sentences on what the file says and
-    was not believed.
+    has for the architecture, `extents` do not overlap and ascend, `holes` are ranges [start, end) of page frames that
+    the machine had and that were left out when the file was written, `doubts` are sentences on what the file says
+    and was not believed.
     """
 
     path: Path
@@ -57,6 +69,7 @@ class CrashedMemory(abc.ABC):
     notes_block: bytes
     segments: tuple[Segment, ...]
     extents: tuple[Extent, ...]
+    holes: tuple[tuple[int, int], ...] = ()
     doubts: tuple[str, ...]
 
     def __enter__(self) -> Self:
@@ -86,6 +99,11 @@ class CrashedMemory(abc.ABC):
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
         """
 
+    def leave_out(self, kept: npt.NDArray[np.uint8]) -> None:
+        """Clears in `kept`, a bit a page frame, the pages that the machine had and the file has not."""
+        for start, end in self.holes:
+            fill_range(kept, start, end, present=False)
+
     def notes(self) -> Iterator[Note]:
         """The ELF notes, up to the first that does not fit into the note block."""
         return parse_notes(self.notes_block)
@@ -101,7 +119,7 @@ class CrashedMemory(abc.ABC):
     @property
     def max_pfn(self) -> int:
         """One above the highest page frame."""
-        return max(extent.end for extent in self.extents) if self.extents else 0
+        return max((*(extent.end for extent in self.extents), *(end for _, end in self.holes)), default=0)
 
     @functools.cached_property
     def _starts(self) -> list[int]:

@@ -81,7 +81,7 @@ def test_bad_command_lines(any_core: Vmcore, tmp_path: Path) -> None:
         ([any_core.path], 2, "OUT"),
         (["-z", "-c", any_core.path, out], 2, "exclude each other"),
         ([tmp_path / "nowhere", out], 1, "cannot be opened"),
-        ([TOP / "README.md", out], 1, "not an ELF file"),
+        ([TOP / "README.md", out], 1, "neither an ELF core file nor a kdump-compressed dump"),
         ([Path("/usr/bin/python3").resolve(), out], 1, "not a 64-bit little-endian core file"),
         ([any_core.path, taken], 2, "exists"),
         ([any_core.path, tmp_path / "no" / "such" / "folder"], 1, "cannot be made"),

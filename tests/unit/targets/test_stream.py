@@ -15,7 +15,7 @@ from kdumpd.targets.stream import OutputStream
 
 def test_a_pipe_that_takes_little_at_a_time_gets_everything() -> None:
     reader, writer = os.pipe()
-    parts = [b"", b"head", bytes(300_000), memoryview(b"tail" * 5000)]
+    parts = [b"", b"head", bytes(300_000), memoryview(b"tail" * 5000), *[b"x"] * 3000]
     got = bytearray()
 
     def drain() -> None:

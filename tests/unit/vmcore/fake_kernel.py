@@ -70,6 +70,7 @@ class FakeKernel:
         self.levels = levels
         self.extra: list[str] = []
         self.missing: set[str] = set()
+        self.note_at: int | None = None
         self._next = 0x400000
         self.top = self._page()
         self._tables: dict[tuple[int, int], int] = {}
@@ -127,14 +128,30 @@ class FakeKernel:
         text = "".join(f"{key}={value}\n" for key, value in lines.items() if key not in self.missing)
         return (text + "".join(line + "\n" for line in self.extra)).encode()
 
+    def note(self) -> bytes:
+        """VMCOREINFO as an ELF note."""
+        info = self.vmcoreinfo()
+        head = struct.pack("<III", 11, len(info), 0) + b"VMCOREINFO\0\0"
+        return head + info.ljust(-(-len(info) // 4) * 4, b"\0")
+
+    def hide_note(self, *, uts_at: int) -> None:
+        """Keeps the note in memory, where a running kernel has it, with the kernel's name at physical `uts_at`."""
+        if "SYMBOL(init_uts_ns)" not in self.missing:
+            self.extra.append(f"SYMBOL(init_uts_ns)={KERNEL + uts_at - PHYS_BASE:x}")
+        for index, text in enumerate((b"Linux", b"fake", b"6.1.0-fake", b"#1", b"x86_64")):
+            self.memory[uts_at + 65 * index : uts_at + 65 * index + len(text)] = text
+        note = self.note()
+        self.note_at = self._page()
+        self.memory[self.note_at : self.note_at + len(note)] = note
+
     def write(self, path: Path, ranges: list[tuple[int, int]] | None = None) -> Path:
         """The core with the page frames of `ranges` (all of them by default), in file order."""
         data = self.pages.tobytes()
         for index, frame in enumerate(self.memmap_frames):
             self.memory[frame : frame + PAGE] = data[index * PAGE : (index + 1) * PAGE]
-        info = self.vmcoreinfo()
         notes = struct.pack("<III", 5, 336, 1) + b"CORE\0\0\0\0" + bytes(336)
-        notes += struct.pack("<III", 11, len(info), 0) + b"VMCOREINFO\0\0" + info.ljust(-(-len(info) // 4) * 4, b"\0")
+        if self.note_at is None:
+            notes += self.note()
         loads = [(start * PAGE, end * PAGE) for start, end in ranges or [(0, PAGES)]]
         notes_at = 64 + 56 * (1 + len(loads))
         offset = -(-(notes_at + len(notes)) // PAGE) * PAGE

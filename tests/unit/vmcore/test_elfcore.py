@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 from fake_kernel import DIRECT, KERNEL, OLD, PAGE, PAGES, PHYS_BASE, FakeKernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore import elfcore
@@ -169,3 +171,17 @@ def test_vmcoreinfo_takes_odd_lines() -> None:
     assert info.number("z") == -129
     assert info.number("h") == 16
     assert info.bad_lines == ("nonsense", "NUMBER(y)=zz")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=8))
+def test_holes_are_what_the_machine_had_and_the_file_has_not(loads: list[tuple[int, int, int]]) -> None:
+    segments = tuple(
+        Segment(vaddr=0, paddr=start * PAGE, offset=0, filesz=held * PAGE, memsz=(held + more) * PAGE)
+        for start, held, more in loads
+    )
+    extents = elfcore._extents(segments, 1 << 40)
+    held = {pfn for extent in extents for pfn in range(extent.start, extent.end)}
+    had = {pfn for start, size, more in loads for pfn in range(start, start + size + more)}
+    holes = elfcore._holes(segments, extents)
+    assert sorted(pfn for start, end in holes for pfn in range(start, end)) == sorted(had - held)
