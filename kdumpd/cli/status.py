@@ -34,7 +34,9 @@ _LADDER = (
 
 
 # Reasons that `why-stale` is about.
-_STALE = frozenset({"image-missing", "image-stale", "image-damaged", "old-image-loaded", "load-interrupted"})
+_STALE = frozenset(
+    {"image-missing", "image-stale", "image-damaged", "old-image-loaded", "load-interrupted"} | {"hardware-changed"}
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,9 @@ class _Check:
 
 
 _CHECKS = (
-    _Check("kernel", frozenset({"kexec-missing", "arch-unsupported", "kernel-not-found"}), "not-reserved"),
+    _Check(
+        "kernel", frozenset({"kexec-missing", "arch-unsupported", "fadump-active", "kernel-not-found"}), "not-reserved"
+    ),
     _Check(
         "memory",
         frozenset({"crashkernel-missing", "crashkernel-ignored", "reservation-too-small"}),
@@ -74,7 +78,7 @@ _CHECKS = (
         "loaded",
         frozenset(
             {"not-loaded", "held", "loaded-by-other", "load-failed", "unload-failed", "loading-disabled"}
-            | {"load-interrupted", "old-image-loaded"}
+            | {"load-interrupted", "old-image-loaded", "hardware-changed", "unloaded-by-other", "load-limit-reached"}
         ),
         "loaded",
     ),
@@ -82,7 +86,10 @@ _CHECKS = (
 )
 # Reasons that tell something without making a line fail.
 _UNPROVEN = "not-proven"
-_NOTES = frozenset({"config-warning", _UNPROVEN})
+_NOTES = frozenset(
+    {"config-warning", "next-boot-unreserved", "next-boot-differs", "cma-ignored", "target-space-low"}
+    | {"image-appraised", "oops-not-captured", _UNPROVEN}
+)
 
 
 def show(options: Namespace) -> int:

@@ -26,6 +26,13 @@ class Action(enum.StrEnum):
     POWEROFF = "poweroff"
 
 
+class OnUnload(enum.StrEnum):
+    """What the service does when somebody unloads the capture kernel past it (kdump.conf(5): on_unload)."""
+
+    RELOAD = "reload"
+    REPORT = "report"
+
+
 class Compression(enum.StrEnum):
     """How each page of a kdump-compressed dump is packed. lzo and snappy need a library of their own."""
 
@@ -107,6 +114,7 @@ class Config:
     dump: DumpSettings = DEFAULT_DUMP
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT
+    on_unload: OnUnload = OnUnload.RELOAD
     problems: tuple[Problem, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdumpd.config.core_collector import parse_core_collector
-from kdumpd.config.model import Action, Config, LocalTarget, Problem
+from kdumpd.config.model import Action, Config, LocalTarget, OnUnload, Problem
 
 CONFIG_FILE = "etc/kdump.conf"
 DROPIN_DIR = "etc/kdump.conf.d"
@@ -57,6 +57,13 @@ def _action(value: str) -> Action:
         raise _ValueProblemError(f"'{value}' is not an action; use one of {known}") from None
 
 
+def _on_unload(value: str) -> OnUnload:
+    try:
+        return OnUnload(value)
+    except ValueError:
+        raise _ValueProblemError(f"'{value}' is not a thing to do; use one of {', '.join(OnUnload)}") from None
+
+
 def _target(fstype: str, value: str) -> LocalTarget:
     if fstype not in FILESYSTEMS:
         raise _ValueProblemError(
@@ -81,6 +88,7 @@ def _changes(name: str, value: str) -> dict[str, object]:
         "final_action": lambda text: {"final_action": _action(text)},
         "failure_action": lambda text: {"failure_action": _action(text)},
         "default": lambda text: {"failure_action": _action(text)},
+        "on_unload": lambda text: {"on_unload": _on_unload(text)},
         "core_collector": _core_collector,
     }
     if name in _TARGETS:
@@ -88,7 +96,7 @@ def _changes(name: str, value: str) -> dict[str, object]:
     return readers[name](value)
 
 
-_KNOWN = ("path", "final_action", "failure_action", "default", "core_collector")
+_KNOWN = ("path", "final_action", "failure_action", "default", "core_collector", "on_unload")
 
 
 def _unknown(name: str) -> str:

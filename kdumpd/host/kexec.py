@@ -36,7 +36,7 @@ _SYSCALL = {
     "s390x": 381,
 }
 
-_LOADED_PATHS = ("/sys/kernel/kexec/crash_loaded", "/sys/kernel/kexec_crash_loaded")
+LOADED_PATHS = ("/sys/kernel/kexec/crash_loaded", "/sys/kernel/kexec_crash_loaded")
 _INTERRUPTED_TRIES = 5
 
 # (kernel_fd, initrd_fd, cmdline, flags) -> errno, 0 when it went well
@@ -65,7 +65,7 @@ class KexecLoader(Protocol):
 
 def read_loaded(root: Path = Path("/")) -> bool | None:
     """True when the kernel holds a capture kernel; None when it knows no such thing (no CONFIG_KEXEC or CRASH_DUMP)."""
-    value = read_int(root, *_LOADED_PATHS)
+    value = read_int(root, *LOADED_PATHS)
     return None if value is None else value == 1
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from kdumpd.host.files import read_int, read_text
 
+SIZE_PATHS = ("/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")  # the new name since v6.19
+
 _IOMEM_LINE = re.compile(r"^\s*([0-9a-f]+)-([0-9a-f]+) : (.*)$")
 
 
@@ -53,10 +55,16 @@ def parse_iomem(text: str, name: str) -> tuple[MemoryRange, ...]:
 def read_reservation(root: Path = Path("/")) -> Reservation:
     """What is reserved now. Without the sysfs file the sum of the ranges in /proc/iomem counts."""
     ranges = parse_iomem(read_text(root, "/proc/iomem") or "", "Crash kernel")
-    size = read_int(root, "/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")
+    size = read_int(root, *SIZE_PATHS)
     if size is None:
         size = sum(range_.size_bytes for range_ in ranges)
     return Reservation(size_bytes=size, ranges=ranges)
+
+
+def has_cma(root: Path = Path("/")) -> bool | None:
+    """Whether the kernel set an area aside for crashkernel=SIZE,cma; None where it does not tell (before v6.19)."""
+    text = read_text(root, "/sys/kernel/kexec/crash_cma_ranges")
+    return None if text is None else bool(text.strip())
 
 
 def read_memory_bytes(root: Path = Path("/")) -> int:

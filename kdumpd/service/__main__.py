@@ -22,7 +22,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path, help="folder of this boot's records (default: /run/kdumpd)")
     parser.add_argument("--bus-address", help="D-Bus address (default: the system bus)")
     parser.add_argument(
-        "--interval", type=float, default=30.0, metavar="SECONDS", help="time between two looks (default: 30)"
+        "--interval",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time between two readings of what raises no event (default: 30)",
     )
     return parser.parse_args(arguments)
 

@@ -73,6 +73,8 @@ class Actor:
             initrd_sha256=facts.image.sha256,
             cmdline=self._cmdline(facts),
             loaded_usec=now_usec(),
+            cpus=facts.around.topology.cpus,
+            memory=facts.around.topology.memory,
         )
         file = LoadedFile(self._places.run_dir, facts.machine.boot_id)
         start = time.monotonic()

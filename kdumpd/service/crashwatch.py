@@ -30,6 +30,7 @@ class CrashWatch:
         self._seen = _read_seen(self._seen_file)
         self._stamp: tuple[Path, int, int] | None = None
         self._crashes: tuple[Crash, ...] = ()
+        self.folder: Path | None = None  # where they were looked for, None while that is not known
 
     def read(self, config: Config) -> tuple[Crash, ...]:
         """All crashes, oldest first. Raises TargetError when the folder cannot be seen."""
@@ -38,7 +39,8 @@ class CrashWatch:
     def look(self, config: Config) -> tuple[Crash, ...]:
         """The same from memory while the folder is unchanged; none while it cannot be seen."""
         try:
-            folder = crash_folder(config, self._places.root)
+            self.folder = None
+            self.folder = folder = crash_folder(config, self._places.root)
             status = folder.stat()
             stamp = (folder, status.st_ino, status.st_mtime_ns)
             if stamp != self._stamp:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon's frame: the main loop, signals, the bus, the service manager. All work is done by the engine's thread.
 
-The machine is armed without a bus too: the daemon starts, tells the journal, and tries the bus again at each look.
+The machine is armed without a bus too: the daemon starts, tells the journal, and tries the bus again at each tick.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 
 from gi.repository import GLib
 
@@ -28,9 +29,13 @@ from kdumpd.service.engine import Engine
 from kdumpd.service.jobs import JobQueue
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.places import Places
+from kdumpd.service.silent import read_silent
 from kdumpd.service.status import Status
+from kdumpd.service.watch import Watcher
 
 _STOP_SECONDS = 10.0
+# Nothing should be missed by the watches; should it be all the same, it is found after this time.
+_SURE_SECONDS = 3600.0
 _AGAIN: bool = GLib.SOURCE_CONTINUE
 
 
@@ -47,13 +52,22 @@ class Daemon:
             run_dir=options.run_dir or usual.run_dir,
         )
         self._bus_address: str | None = options.bus_address
-        self._interval_ms = max(1, int(options.interval * 1000))
+        self._interval = float(options.interval)
         self._journal = Journal()
         self._builder: Builder = builder or ImageBuilder(self._places, self._report)
         arch = read_machine(options.root).arch
         actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
         self._ahead = Ahead(self._places, builder or ImageBuilder(self._places), self._journal)
-        self._engine = Engine(self._places, actor, self._journal, self._show, on_changes=self._ahead.changed)
+        self._watcher = Watcher(lambda kind: self._engine.changed(kind), root=options.root)
+        self._engine = Engine(
+            self._places,
+            actor,
+            self._journal,
+            self._show,
+            on_changes=self._ahead.changed,
+            watch=self._watcher.update,
+        )
+        self._silent = read_silent(options.root)
         self._loop = GLib.MainLoop()
         self._board = JobBoard()
         self._jobs = JobQueue(
@@ -71,6 +85,8 @@ class Daemon:
         self._link: Link | None = None
         self._bus_trouble = False
         self._status_line = ""
+        self._watchdog = False
+        self._looked = time.monotonic()
         self._exit_code = 0
 
     def run(self) -> int:
@@ -79,6 +95,7 @@ class Daemon:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="<3>%(name)s: %(message)s")
         for folder in (self._places.state_dir, self._places.run_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._watcher.attach()
         self._manager = Manager(self._engine, self._jobs, self._engine.first_status())
         self._connect()
         self._engine.start()
@@ -93,15 +110,25 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, self._on_stop)
         GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGHUP, self._on_hangup)
-        GLib.timeout_add(self._interval_ms, self._on_look)
         half = notify.watchdog_usec()
-        if half is not None:
-            GLib.timeout_add(max(1, half // 1000), self._on_watchdog)
+        self._watchdog = half is not None
+        seconds = min(self._interval, self._interval if half is None else half / 1e6)
+        GLib.timeout_add(max(1, int(seconds * 1000)), self._on_tick)
 
-    def _on_look(self) -> bool:
+    def _on_tick(self) -> bool:
+        """The only thing that an idle service wakes up for."""
+        if self._watchdog:
+            notify.watchdog()
         if self._link is None:
             self._connect()
-        self._engine.do(self._engine.check)
+        silent = read_silent(self._places.root)
+        if silent != self._silent:
+            self._silent = silent
+            self._engine.changed("silent")
+        now = time.monotonic()
+        if now - self._looked >= _SURE_SECONDS:
+            self._looked = now
+            self._engine.changed("hour")
         return _AGAIN
 
     def _on_hangup(self) -> bool:
@@ -116,10 +143,6 @@ class Daemon:
         finally:
             notify.ready(self._status_line)
         self._engine.check(patient=False)
-
-    def _on_watchdog(self) -> bool:
-        notify.watchdog()
-        return _AGAIN
 
     def _on_stop(self) -> bool:
         notify.stopping()

@@ -7,12 +7,13 @@ Knows the order of work. Judging is `state.py`, choosing is `plan.py`, loading a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
-from kdumpd.config.model import Config
+from kdumpd.config.model import Config, OnUnload
 from kdumpd.config.parse import read_config
 from kdumpd.crashes.index import Crash
 from kdumpd.errors import (
@@ -32,12 +33,13 @@ from kdumpd.service.crashwatch import CrashWatch
 from kdumpd.service.facts import gather
 from kdumpd.service.images import ImageReader
 from kdumpd.service.journal import Event, Journal
-from kdumpd.service.model import Code, Facts, Failure, Reason, Rung
+from kdumpd.service.model import Code, Facts, Failure, Held, Reason, Rung, State
 from kdumpd.service.pace import Due
 from kdumpd.service.places import Places
 from kdumpd.service.plan import Plan, make_plan
 from kdumpd.service.records import HoldFile, LoadedFile
 from kdumpd.service.status import Status, make_status
+from kdumpd.service.watchlist import Rule, watch_list
 from kdumpd.service.worker import Job, Worker
 
 _FIRST_RETRY_SECONDS = 30.0
@@ -58,6 +60,8 @@ _REFUSALS: dict[Code, type[KdumpError]] = {
     Code.KERNEL_NOT_FOUND: NotFoundError,
     Code.TARGET_UNUSABLE: TargetError,
     Code.LOADING_DISABLED: LoadError,
+    Code.LOAD_LIMIT_REACHED: LoadError,
+    Code.FADUMP_ACTIVE: UnsupportedError,
 }
 
 
@@ -72,12 +76,15 @@ class Engine:
         publish: Callable[[Status], None],
         *,
         on_changes: Callable[[AbstractSet[str]], None] = lambda kinds: None,
+        watch: Callable[[tuple[Rule, ...]], None] | None = None,
     ) -> None:
+        """`publish` gets each status, `on_changes` the kinds of changes, `watch` after each look what to watch."""
         self._places = places
         self._actor = actor
         self._journal = journal
         self._publish_to = publish
         self._on_changes = on_changes
+        self._watch = watch
         self._images = ImageReader(places)
         self._crash_watch = CrashWatch(places, journal)
         self._turn_lock = threading.Lock()
@@ -88,7 +95,7 @@ class Engine:
         self._failure: Failure | None = None
         self._failures = 0
         self._next_try = 0.0
-        self._told: tuple[Rung, Code | None] | None = None
+        self._told: tuple[Rung, tuple[Code, ...]] | None = None
 
     def start(self) -> None:
         """From now on changes are acted upon, in a thread of the engine's own."""
@@ -102,7 +109,8 @@ class Engine:
         """Something about the machine is not what it was: look at it soon, and act once it is quiet.
 
         Any thread may call it, the main loop's too; it returns at once. `what` is a kind: config, kernel, files (that
-        went into the image), mounts, block, cpu, memory, crashes, hook (a kernel came or goes), loaded, sysctl, boot.
+        went into the image), image, mounts, block, cpu, memory, crashes, hook (a kernel comes or goes), loaded, sysctl,
+        reservation, boot (the boot loader's files), silent (found by reading), hour (none that is known).
         """
         self._worker.changed(what)
 
@@ -181,7 +189,7 @@ class Engine:
             facts = self._gather()
             hold = self._hold_file()
             try:
-                hold.hold()
+                hold.hold(Held.REQUEST)
             except OSError as error:
                 raise LoadError(
                     f"That it is to stay unloaded cannot be noted in {self._places.run_dir}: {os_reason(error)}"
@@ -215,7 +223,7 @@ class Engine:
 
     def _on_due(self, due: Due, kinds: AbstractSet[str]) -> None:
         """What the worker calls after changes."""
-        if "files" in kinds or "kernel" in kinds:
+        if not kinds.isdisjoint({"files", "kernel", "hour"}):
             self._images.forget()
         self._on_changes(kinds)
         self._hopeful = self._hopeful or not kinds.isdisjoint(_HOPEFUL)
@@ -253,8 +261,8 @@ class Engine:
             first = self._try_build()
         facts = self._gather()
         # A build that failed must not keep an older image from being loaded into an empty place.
-        wanted = plan.load if first is None else not facts.crash_loaded
-        if wanted and facts.image.usable and facts.kernel is not None and not facts.security.load_disabled:
+        wanted = plan.load if first is None else not facts.crash_loaded and not facts.held
+        if wanted and facts.image.usable and facts.kernel is not None and facts.security.may_load:
             error = self._try_load(facts)
             first = first or error
         if first is None:
@@ -323,30 +331,61 @@ class Engine:
         config: Config = read_config(self._places.root)
         crashes = self._crash_watch.look(config)
         facts = gather(self._places, config, self._images, crashes, failure=self._failure)
-        if not facts.crash_loaded:
-            # Otherwise the record would claim whatever somebody else loads next.
-            with contextlib.suppress(OSError):
-                LoadedFile(self._places.run_dir, facts.machine.boot_id).forget()
+        if not facts.crash_loaded and self._note_unloaded(facts, config):
+            facts = dataclasses.replace(facts, held=self._hold_file().read())
+        if self._watch is not None:
+            folder = self._crash_watch.folder
+            release = facts.machine.release
+            self._watch(watch_list(self._places, release, crashes=folder, sources=self._images.sources))
         return facts
+
+    def _note_unloaded(self, facts: Facts, config: Config) -> bool:
+        """The kernel holds nothing: when it held ours before, somebody unloaded it past the service."""
+        file = LoadedFile(self._places.run_dir, facts.machine.boot_id)
+        ours = file.read() is not None and not file.interrupted()
+        # Otherwise the record would claim whatever somebody else loads next.
+        with contextlib.suppress(OSError):
+            file.forget()
+        if not ours or facts.held:
+            return False
+        report = config.on_unload is OnUnload.REPORT
+        if report:
+            with contextlib.suppress(OSError):  # then it is loaded again, which is the lesser evil
+                self._hold_file().hold(Held.OTHER)
+        self._journal.tell(
+            Event.UNLOADED,
+            "Somebody unloaded the capture kernel past kdumpd; it "
+            + ("stays unloaded (on_unload report)" if report else "is loaded again"),
+            kernel=facts.machine.release,
+            reason=Code.UNLOADED_BY_OTHER.value,
+        )
+        return report
 
     def _publish(self, facts: Facts) -> Status:
         """Shows the status and tells the journal when the judgement is another one than before."""
         status = make_status(facts)
         state = status.state
-        told = (state.rung, state.reasons[0].code if state.reasons else None)
+        told = (state.rung, tuple(reason.code for reason in state.reasons))
         if told != self._told:
             self._told = told
             self._journal.tell(
                 _event(state.rung),
-                state.headline[:1].upper() + state.headline[1:],
+                _sentence(state),
                 state=state.rung.value,
-                reason=told[1] and told[1].value,
+                reason=" ".join(told[1]) or None,
                 kernel=status.release,
                 reserved_bytes=status.reserved_bytes,
                 required_bytes=status.required_bytes,
             )
         self._publish_to(status)
         return status
+
+
+def _sentence(state: State) -> str:
+    """The headline, and then all other reasons: a fault that is not told is one that nobody mends."""
+    line = state.headline[:1].upper() + state.headline[1:]
+    more = "; ".join(str(reason) for reason in state.reasons[1:])
+    return f"{line}. Besides: {more}" if more else line
 
 
 def _event(rung: Rung) -> Event:

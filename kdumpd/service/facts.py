@@ -11,15 +11,20 @@ from kdumpd.errors import KdumpError
 from kdumpd.host.bzimage import read_header
 from kdumpd.host.cmdline import read_cmdline
 from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
+from kdumpd.host.fadump import read_fadump
 from kdumpd.host.kernels import Kernel, find_kernel
 from kdumpd.host.kexec import has_syscall, read_loaded
 from kdumpd.host.machine import Machine, read_machine
-from kdumpd.host.mounts import ResolvedTarget, resolve_target
-from kdumpd.host.reservation import read_memory_bytes, read_reservation
-from kdumpd.host.security import read_security
+from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_target
+from kdumpd.host.nextboot import crashkernel_words, read_next_boot
+from kdumpd.host.reservation import has_cma, read_memory_bytes, read_reservation
+from kdumpd.host.security import read_image_appraised, read_security
+from kdumpd.host.space import free_bytes, read_dump_bytes
+from kdumpd.host.sysctl import read_triggers
+from kdumpd.host.topology import read_topology
 from kdumpd.service.estimate import estimate
 from kdumpd.service.images import ImageReader
-from kdumpd.service.model import Facts, Failure, LoadedRecord, Trouble
+from kdumpd.service.model import Facts, Failure, LastCapture, LoadedRecord, Surroundings, Trouble
 from kdumpd.service.places import Places
 from kdumpd.service.records import HoldFile, LoadedFile
 
@@ -35,7 +40,9 @@ def gather(
     """The facts below `places.root`. Never raises for what a machine may look like."""
     root = places.root
     machine = read_machine(root)
-    cmdline = parse_crashkernel(read_cmdline(root))
+    running = read_cmdline(root)
+    request = parse_crashkernel(running)
+    reservation = read_reservation(root)
     kernel, kernel_trouble = _find_kernel(machine, root)
     target, target_trouble = _find_target(config, root)
     image = images.read(machine.release, config, kernel, target)
@@ -47,14 +54,13 @@ def gather(
         packed_bytes=image.packed_bytes,
         unpacked_bytes=image.unpacked_bytes,
     )
-    entries = (cmdline.plain, cmdline.high, cmdline.low, cmdline.cma)
     return Facts(
         machine=machine,
         crash_loaded=read_loaded(root),
         syscall_known=has_syscall(machine.arch),
-        crashkernel=" crashkernel=".join(entry.text for entry in entries if entry is not None),
-        expectation=reserved_expectation(cmdline, memory_bytes),
-        reserved_bytes=read_reservation(root).size_bytes,
+        crashkernel=crashkernel_words(running),
+        expectation=reserved_expectation(request, memory_bytes),
+        reserved_bytes=reservation.size_bytes,
         need=need,
         security=read_security(root),
         problems=config.problems,
@@ -67,6 +73,18 @@ def gather(
         proven_images=proven_images(crashes),
         held=HoldFile(places.run_dir, machine.boot_id).read(),
         failure=failure,
+        around=Surroundings(
+            next_boot=read_next_boot(root, running),
+            triggers=read_triggers(root),
+            topology=read_topology(root),
+            ranges=reservation.ranges,
+            fadump=read_fadump(root),
+            cma_missing=request.cma is not None and has_cma(root) is False,
+            image_appraised=read_image_appraised(root),
+            free_bytes=_free_bytes(target, root),
+            dump_bytes=read_dump_bytes(config.dump.levels[0], root),
+            last_capture=last_capture(crashes),
+        ),
     )
 
 
@@ -77,6 +95,28 @@ def proven_images(crashes: tuple[Crash, ...]) -> frozenset[str]:
         for crash in crashes
         if crash.standing is Standing.COMPLETE and crash.manifest is not None and crash.manifest.image_id
     )
+
+
+def last_capture(crashes: tuple[Crash, ...]) -> LastCapture | None:
+    """The newest of `crashes`, which come oldest first."""
+    if not crashes:
+        return None
+    crash = crashes[-1]
+    return LastCapture(
+        result=crash.standing.value,
+        time_usec=crash.time_usec,
+        dump_bytes=crash.dump_bytes,
+        peak_rss_bytes=None if crash.manifest is None else crash.manifest.peak_rss_bytes,
+    )
+
+
+def _free_bytes(target: ResolvedTarget | None, root: Path) -> int | None:
+    if target is None or target.block is None:
+        return None
+    try:
+        return free_bytes(read_mounts(root), target.block, root)
+    except KdumpError:
+        return None  # what is not seen proves nothing
 
 
 def _find_kernel(machine: Machine, root: Path) -> tuple[Kernel | None, Trouble | None]:

@@ -41,6 +41,7 @@ class ImageReader:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._last: _Remembered | None = None
+        self.sources: frozenset[str] = frozenset()  # files of the host that the image on disk was made of
 
     def forget(self) -> None:
         """The next answer is a fresh one."""
@@ -61,6 +62,7 @@ class ImageReader:
     def _read(
         self, folder: Path, path: Path, config: Config, kernel: Kernel | None, target: ResolvedTarget | None
     ) -> Image:
+        self.sources = frozenset()
         if not path.exists():
             return Image(path=path)
         try:
@@ -68,6 +70,7 @@ class ImageReader:
             _check_whole(path, record)
         except KdumpError as error:
             return Image(path=path, present=True, damaged=error.sentence)
+        self.sources = frozenset(entry.source.path for entry in record.files if entry.source is not None)
         reasons: tuple[str, ...] = ()
         if kernel is not None and target is not None and not config.errors:
             capture = capture_config(config, target, os.uname().nodename, kernel.release)

@@ -10,7 +10,11 @@ from pathlib import Path
 from kdumpd.config.model import Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
+from kdumpd.host.nextboot import NextBoot
+from kdumpd.host.reservation import MemoryRange
 from kdumpd.host.security import Security
+from kdumpd.host.sysctl import Triggers
+from kdumpd.host.topology import Topology
 from kdumpd.service.estimate import Need
 
 
@@ -39,6 +43,7 @@ class Code(enum.StrEnum):
 
     KEXEC_MISSING = "kexec-missing"
     ARCH_UNSUPPORTED = "arch-unsupported"
+    FADUMP_ACTIVE = "fadump-active"
     CRASHKERNEL_MISSING = "crashkernel-missing"
     CRASHKERNEL_IGNORED = "crashkernel-ignored"
     RESERVATION_TOO_SMALL = "reservation-too-small"
@@ -53,12 +58,21 @@ class Code(enum.StrEnum):
     LOAD_FAILED = "load-failed"
     UNLOAD_FAILED = "unload-failed"
     LOADING_DISABLED = "loading-disabled"
+    LOAD_LIMIT_REACHED = "load-limit-reached"
     NOT_LOADED = "not-loaded"
     HELD = "held"
+    UNLOADED_BY_OTHER = "unloaded-by-other"
     LOADED_BY_OTHER = "loaded-by-other"
     LOAD_INTERRUPTED = "load-interrupted"
     OLD_IMAGE_LOADED = "old-image-loaded"
+    HARDWARE_CHANGED = "hardware-changed"
     NOT_PROVEN = "not-proven"
+    NEXT_BOOT_UNRESERVED = "next-boot-unreserved"
+    NEXT_BOOT_DIFFERS = "next-boot-differs"
+    CMA_IGNORED = "cma-ignored"
+    TARGET_SPACE_LOW = "target-space-low"
+    IMAGE_APPRAISED = "image-appraised"
+    OOPS_NOT_CAPTURED = "oops-not-captured"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +131,10 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRecord:
-    """What the service loaded in this boot; /run/kdumpd/loaded.json."""
+    """What the service loaded in this boot; /run/kdumpd/loaded.json.
+
+    `cpus` and `memory` are those of the machine at that moment (see `host.topology`), empty when they are not known.
+    """
 
     boot_id: str
     release: str
@@ -127,6 +144,46 @@ class LoadedRecord:
     initrd_sha256: str
     cmdline: str
     loaded_usec: int
+    cpus: str = ""
+    memory: str = ""
+
+
+class Held(enum.StrEnum):
+    """Why the capture kernel is not loaded again by itself."""
+
+    REQUEST = "request"  # a person called Unload
+    OTHER = "other"  # somebody unloaded it past the service, and kdump.conf says on_unload report
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LastCapture:
+    """The newest crash that was captured. Microseconds of CLOCK_REALTIME, bytes."""
+
+    result: str
+    time_usec: int | None = None
+    dump_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What is worth knowing, and where it bodes ill a reason, but decides no rung of its own (fadump and topology do).
+
+    `cma_missing` means that the command line asks for ,cma and the kernel set no such area aside. `image_appraised`
+    means that IMA wants a signature on the image. `free_bytes` is of the target, None while it is not mounted, and
+    `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown.
+    """
+
+    next_boot: NextBoot = dataclasses.field(default_factory=NextBoot)
+    triggers: Triggers = dataclasses.field(default_factory=Triggers)
+    topology: Topology = dataclasses.field(default_factory=Topology)
+    ranges: tuple[MemoryRange, ...] = ()
+    fadump: bool = False
+    cma_missing: bool = False
+    image_appraised: bool = False
+    free_bytes: int | None = None
+    dump_bytes: int = 0
+    last_capture: LastCapture | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +200,7 @@ class Facts:
 
     `crash_loaded` is None on a kernel without crash kexec. `loaded` is our own record of this boot, None when the
     kernel holds nothing or something of somebody else. `proven_images` are the ids of images that delivered a
-    complete dump. `held` means that a person asked for the capture kernel to be unloaded.
+    complete dump.
     """
 
     machine: Machine
@@ -162,8 +219,9 @@ class Facts:
     loaded: LoadedRecord | None
     load_interrupted: bool
     proven_images: frozenset[str]
-    held: bool
+    held: Held | None
     failure: Failure | None
+    around: Surroundings = dataclasses.field(default_factory=Surroundings)
 
     @property
     def required_bytes(self) -> int:
@@ -174,3 +232,16 @@ class Facts:
     def config_errors(self) -> tuple[Problem, ...]:
         """Problems that keep kdump.conf from being used."""
         return tuple(problem for problem in self.problems if problem.fatal)
+
+    @property
+    def changed_hardware(self) -> tuple[str, ...]:
+        """What the loaded capture kernel does not know of, and the kernel does not mend by itself."""
+        record, now = self.loaded, self.around.topology
+        if record is None:
+            return ()
+        changed = []
+        if record.cpus and now.cpus and record.cpus != now.cpus and not now.cpus_handled:
+            changed.append("processors")
+        if record.memory and now.memory and record.memory != now.memory and not now.memory_handled:
+            changed.append("memory")
+        return tuple(changed)

@@ -33,7 +33,8 @@ def make_plan(facts: Facts, *, asked: bool = False, rebuild: bool = False) -> Pl
     `rebuild` builds and loads even when everything is fresh. Only a person replaces a capture kernel that somebody
     else loaded, or ends a hold.
     """
-    if facts.crash_loaded is None or not facts.syscall_known or facts.reserved_bytes == 0:
+    unsupported = facts.crash_loaded is None or not facts.syscall_known or facts.around.fadump
+    if unsupported or facts.reserved_bytes == 0:
         return Plan()
     build_why = _why_build(facts, rebuild=rebuild)
     load_why = _why_load(facts, asked=asked, building=build_why is not None)
@@ -56,7 +57,7 @@ def _why_build(facts: Facts, *, rebuild: bool) -> str | None:
 
 
 def _why_load(facts: Facts, *, asked: bool, building: bool) -> str | None:
-    if facts.kernel is None or facts.security.load_disabled:
+    if facts.kernel is None or not facts.security.may_load:
         return None
     if not building and not facts.image.usable:
         return None
@@ -71,4 +72,6 @@ def _why_load(facts: Facts, *, asked: bool, building: bool) -> str | None:
         return "load the image again: the last load was interrupted"
     if building or facts.loaded.image_id != facts.image.image_id:
         return "load the newer image"
+    if facts.changed_hardware:
+        return f"load the image again: the machine has other {' and '.join(facts.changed_hardware)} now"
     return None

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdumpd.service.model import LoadedRecord
+from kdumpd.service.model import Held, LoadedRecord
 
 LOADED_NAME = "loaded.json"
 LOADING_NAME = "loading.json"
@@ -50,7 +50,11 @@ def parse_loaded(raw: dict[str, Any] | None) -> LoadedRecord | None:
     """A record from its JSON; None for anything incomplete."""
     if raw is None:
         return None
-    values: dict[str, Any] = {field.name: raw.get(field.name) for field in dataclasses.fields(LoadedRecord)}
+    # A record of an older version lacks what was added later.
+    fallback = {"cpus": "", "memory": ""}
+    values: dict[str, Any] = {
+        field.name: raw.get(field.name, fallback.get(field.name)) for field in dataclasses.fields(LoadedRecord)
+    }
     texts = [value for name, value in values.items() if name != "loaded_usec"]
     if not all(isinstance(value, str) for value in texts) or not isinstance(values["loaded_usec"], int):
         return None
@@ -95,23 +99,25 @@ class LoadedFile:
 
 
 class HoldFile:
-    """A person's wish that nothing is loaded, in the run folder: it outlives the service, not the boot."""
+    """That nothing is to be loaded, and why, in the run folder: it outlives the service, not the boot."""
 
     def __init__(self, folder: Path, boot_id: str) -> None:
         self._path = folder / HELD_NAME
         self._boot_id = boot_id
 
-    def read(self) -> bool:
-        """True while the wish stands."""
+    def read(self) -> Held | None:
+        """Why, None when there is no hold."""
         raw = read_json(self._path)
-        return raw is not None and raw.get("boot_id") == self._boot_id
+        if raw is None or raw.get("boot_id") != self._boot_id:
+            return None
+        return Held.OTHER if raw.get("by") == Held.OTHER else Held.REQUEST
 
-    def hold(self) -> None:
-        """Notes the wish. Raises OSError."""
-        write_atomic(self._path, json.dumps({"boot_id": self._boot_id}) + "\n")
+    def hold(self, by: Held) -> None:
+        """Notes it. Raises OSError."""
+        write_atomic(self._path, json.dumps({"boot_id": self._boot_id, "by": by.value}) + "\n")
 
     def release(self) -> None:
-        """The wish is over. Raises OSError."""
+        """The hold is over. Raises OSError."""
         self._path.unlink(missing_ok=True)
 
 

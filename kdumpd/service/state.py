@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdumpd.service.estimate import mib
-from kdumpd.service.model import Code, Facts, Reason, Rung, State
+from kdumpd.service.model import Code, Facts, Held, Reason, Rung, State
+from kdumpd.service.warnings import warnings
 
 _RETRY = "look at: journalctl -u kdumpd; then: kdumpctl load"
 
@@ -45,6 +46,12 @@ def _unsupported(facts: Facts) -> Iterator[Reason]:
         yield Reason(
             code=Code.ARCH_UNSUPPORTED,
             sentence=f"kdumpd does not know how to load a capture kernel on {facts.machine.arch}",
+        )
+    elif facts.around.fadump:
+        yield Reason(
+            code=Code.FADUMP_ACTIVE,
+            sentence="A crash goes to firmware-assisted dump (fadump=on), which kdumpd does not serve",
+            cure="boot without fadump=on",
         )
 
 
@@ -116,6 +123,13 @@ def _why_stale(facts: Facts) -> Iterator[Reason]:
             sentence="A newer capture image was built than the one that is loaded",
             cure="kdumpctl load",
         )
+    if facts.changed_hardware:
+        yield Reason(
+            code=Code.HARDWARE_CHANGED,
+            sentence=f"The machine has other {' and '.join(facts.changed_hardware)} than when the capture kernel was"
+            " loaded: what was plugged in since would be missing in the dump",
+            cure="kdumpctl load",
+        )
 
 
 def _not_loaded(facts: Facts) -> State:
@@ -172,7 +186,13 @@ def _beside(facts: Facts) -> Iterator[Reason]:
             sentence="A capture kernel is loaded that kdumpd did not load: nothing is known about it",
             cure="to put kdumpd's own in its place: kdumpctl load",
         )
-    if facts.held and not facts.crash_loaded:
+    if facts.held is Held.OTHER and not facts.crash_loaded:
+        yield Reason(
+            code=Code.UNLOADED_BY_OTHER,
+            sentence="Somebody unloaded the capture kernel past kdumpd, and kdump.conf says: on_unload report",
+            cure="kdumpctl load",
+        )
+    elif facts.held and not facts.crash_loaded:
         yield Reason(
             code=Code.HELD,
             sentence="The capture kernel was unloaded on request and is not loaded again by itself",
@@ -184,6 +204,12 @@ def _beside(facts: Facts) -> Iterator[Reason]:
             sentence="The kernel loads no capture kernel until the next boot: kernel.kexec_load_disabled is 1",
             cure="remove kernel.kexec_load_disabled from /etc/sysctl.d and boot again",
         )
+    elif facts.security.load_limit == 0 and not (facts.crash_loaded and ours):
+        yield Reason(
+            code=Code.LOAD_LIMIT_REACHED,
+            sentence="The kernel loads no capture kernel until the next boot: kernel.kexec_load_limit_panic is used up",
+            cure="boot again, without kernel.kexec_load_limit_panic in /etc/sysctl.d",
+        )
     if facts.failure is not None:
         yield Reason(code=facts.failure.code, sentence=facts.failure.sentence, cure=facts.failure.cure or _RETRY)
     if facts.kernel_trouble is not None:
@@ -193,7 +219,8 @@ def _beside(facts: Facts) -> Iterator[Reason]:
 
 
 def _notes(facts: Facts) -> Iterator[Reason]:
-    """What changes nothing, and so comes last."""
+    """What lowers no rung, and so comes last."""
+    yield from warnings(facts)
     for problem in facts.problems:
         if not problem.fatal:
             yield Reason(code=Code.CONFIG_WARNING, sentence=str(problem), cure="mend that line, then: kdumpctl reload")

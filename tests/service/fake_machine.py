@@ -56,7 +56,9 @@ class FakeMachine:
         self.write("proc/sys/kernel/random/boot_id", f"{BOOT_ID}\n")
         self.write("proc/sys/kernel/kexec_load_disabled", "0\n")
         self.write("proc/cpuinfo", "processor\t: 0\napicid\t\t: 0\n\nprocessor\t: 1\napicid\t\t: 1\n")
-        self.write("proc/meminfo", "MemTotal:        4028416 kB\n")
+        self.write("proc/meminfo", "MemTotal:        4028416 kB\nMemFree:         3928416 kB\n")
+        self.write("proc/sys/kernel/panic_on_oops", "1\n")
+        self.write("sys/devices/system/cpu/present", "0-1\n")
         self.write(f"boot/vmlinuz-{RELEASE}", bzimage())
         self.write(f"boot/config-{RELEASE}", _CONFIG)
         modules = f"usr/lib/modules/{RELEASE}"
@@ -99,6 +101,13 @@ class FakeMachine:
             (self.root / "sys/kernel/kexec_crash_loaded").unlink(missing_ok=True)
         else:
             self.write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
+
+    def plug_memory(self) -> None:
+        """A DIMM more: another range of RAM."""
+        iomem = self.root / "proc/iomem"
+        last = int(iomem.read_text().split()[-4].partition("-")[2], 16)
+        with iomem.open("a") as file:
+            file.write(f"{last + 0x1001:x}-{last + 0x8001000:x} : System RAM\n")
 
     def config(self, text: str) -> None:
         """Replaces /etc/kdump.conf."""

@@ -139,6 +139,67 @@ def test_a_change_while_it_works_is_made_up_for(bench: Bench) -> None:
         bench.engine.stop(5)
 
 
+def test_an_unload_past_the_service_is_only_reported_where_the_configuration_says_so(bench: Bench) -> None:
+    bench.machine.config("on_unload report\n")
+    bench.engine.check()
+    bench.machine.crash_loaded(False)
+    for _ in range(2):
+        bench.engine.check()
+        assert bench.rung == "unloaded"
+        assert bench.codes() == ["unloaded-by-other"]
+    assert sum("past kdumpd; it stays unloaded" in line for line in bench.lines()) == 1
+    bench.restart()
+    bench.engine.check()
+    assert bench.codes() == ["unloaded-by-other"]
+    bench.engine.load()
+    assert bench.rung == "loaded"
+
+
+def test_an_unload_past_the_service_is_told_to_the_journal(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.crash_loaded(False)
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert sum("past kdumpd; it is loaded again" in line for line in bench.lines()) == 1
+    bench.engine.unload()
+    assert sum("past kdumpd" in line for line in bench.lines()) == 1
+
+
+def test_new_memory_is_one_reload_unless_the_kernel_mends_the_image(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.plug_memory()
+    bench.engine.look()
+    assert bench.rung == "loaded-stale"
+    assert bench.codes()[0] == "hardware-changed"
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert (len(bench.kernel.calls), bench.builder.builds) == (2, 1)
+    bench.machine.write("sys/devices/system/memory/crash_hotplug", "1\n")
+    bench.machine.plug_memory()
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert len(bench.kernel.calls) == 2
+
+
+def test_the_journal_names_all_reasons(bench: Bench) -> None:
+    bench.machine.config("path relative\nfrobnicate 1\n")
+    bench.machine.write("proc/sys/kernel/panic_on_oops", "0\n")
+    bench.engine.check()
+    (line,) = [line for line in bench.lines() if "not armed" in line.lower()]
+    for words in ("kdump.conf:1:", "no capture image", "kdump.conf:2:", "panic_on_oops"):
+        assert words in line
+
+
+def test_a_failed_build_does_not_end_a_hold(bench: Bench) -> None:
+    bench.engine.check()
+    bench.engine.unload()
+    bench.machine.config("final_action halt\n")
+    bench.builder.fail = ["No room"]
+    bench.engine.check()
+    assert not bench.status.loaded
+    assert "held" in bench.codes()
+
+
 def test_somebody_elses_capture_kernel_is_reported_and_stays(bench: Bench) -> None:
     bench.machine.crash_loaded(True)
     bench.engine.check()

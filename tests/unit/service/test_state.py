@@ -12,9 +12,12 @@ import pytest
 from kdumpd.config.model import Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
+from kdumpd.host.nextboot import NextBoot
 from kdumpd.host.security import Security
+from kdumpd.host.sysctl import Triggers
+from kdumpd.host.topology import Topology
 from kdumpd.service.estimate import MIB, Need, estimate
-from kdumpd.service.model import Code, Facts, Failure, Image, LoadedRecord, Rung, Trouble
+from kdumpd.service.model import Code, Facts, Failure, Held, Image, LoadedRecord, Rung, Surroundings, Trouble
 from kdumpd.service.plan import make_plan
 from kdumpd.service.state import decide
 from kdumpd.service.status import make_status
@@ -53,7 +56,7 @@ READY = Facts(
     loaded=RECORD,
     load_interrupted=False,
     proven_images=frozenset(),
-    held=False,
+    held=None,
     failure=None,
 )
 ERROR = Problem(file="/etc/kdump.conf", line=3, message="path must begin with a slash", fatal=True)
@@ -83,7 +86,7 @@ def facts(**changes: object) -> Facts:
         ({"image": DAMAGED, **OFF}, "image-missing", ["image-damaged"]),
         ({"image": STALE, **OFF}, "image-stale", ["image-stale"]),
         (OFF, "unloaded", ["not-loaded"]),
-        ({"held": True, **OFF}, "unloaded", ["held"]),
+        ({"held": Held.REQUEST, **OFF}, "unloaded", ["held"]),
         (OTHER, "unloaded", ["loaded-by-other"]),
         ({"image": MISSING, **OTHER}, "image-missing", ["loaded-by-other", "image-missing"]),
         ({"image": STALE}, "loaded-stale", ["image-stale"]),
@@ -127,7 +130,7 @@ def test_judgements(changes: dict[str, object], rung: str, codes: list[str]) -> 
     [
         ({}, False, False),
         (OFF, False, True),
-        ({"held": True, **OFF}, False, False),
+        ({"held": Held.REQUEST, **OFF}, False, False),
         (OTHER, False, False),
         ({"image": MISSING, **OFF}, True, True),
         ({"image": DAMAGED, **OFF}, True, True),
@@ -157,9 +160,86 @@ def test_plans(changes: dict[str, object], build: bool, load: bool) -> None:
 def test_a_person_may_replace_and_repeat() -> None:
     assert make_plan(facts(), asked=True).load
     assert make_plan(facts(**OTHER), asked=True).load
-    assert make_plan(facts(held=True, **OFF), asked=True).load
+    assert make_plan(facts(held=Held.REQUEST, **OFF), asked=True).load
     assert make_plan(facts(), asked=True, rebuild=True).build
     assert not make_plan(facts(security=Security(load_disabled=True)), asked=True)
+
+
+@pytest.mark.parametrize(
+    ("around", "code", "words"),
+    [
+        ({"next_boot": NextBoot(files=("/g",), crashkernels=("",))}, "next-boot-unreserved", "/g has no crashkernel="),
+        (
+            {"next_boot": NextBoot(files=("/g", "/h"), crashkernels=("256M", ""))},
+            "next-boot-unreserved",
+            "/g and others has an entry without",
+        ),
+        ({"next_boot": NextBoot(files=("/g",), crashkernels=("1G",))}, "next-boot-differs", "crashkernel=1G (/g)"),
+        ({"cma_missing": True}, "cma-ignored", "no ,cma area"),
+        ({"free_bytes": MIB, "dump_bytes": 3 * MIB - 1}, "target-space-low", "1 MiB are free where dumps go"),
+        ({"image_appraised": True}, "image-appraised", "IMA"),
+        ({"triggers": Triggers(panics=(("oops", False),))}, "oops-not-captured", "panic_on_oops is 0"),
+    ],
+)
+def test_a_warning_lowers_no_rung(around: dict[str, object], code: str, words: str) -> None:
+    state = decide(facts(around=dataclasses.replace(Surroundings(), **around)))  # type: ignore[arg-type]
+    assert state.rung is Rung.LOADED
+    assert [reason.code.value for reason in state.reasons] == ["not-proven", code]
+    assert words in state.reasons[1].sentence
+    assert state.reasons[1].cure
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"next_boot": NextBoot(files=("/g",), crashkernels=("256M",))},
+        {"free_bytes": None, "dump_bytes": MIB},
+        {"free_bytes": MIB, "dump_bytes": 0},
+        {"triggers": Triggers(panics=(("oops", True), ("warning", False)))},
+    ],
+)
+def test_what_is_well_or_unknown_is_no_warning(around: dict[str, object]) -> None:
+    state = decide(facts(around=dataclasses.replace(Surroundings(), **around)))  # type: ignore[arg-type]
+    assert [reason.code.value for reason in state.reasons] == ["not-proven"]
+
+
+def test_fadump_takes_the_crashes() -> None:
+    found = facts(around=Surroundings(fadump=True))
+    assert decide(found).rung is Rung.UNSUPPORTED
+    assert decide(found).reasons[0].code is Code.FADUMP_ACTIVE
+    assert not make_plan(found, asked=True)
+
+
+HARDWARE = dataclasses.replace(RECORD, cpus="0-1", memory="0-ff")
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        (Topology(cpus="0-1", memory="0-ff"), ()),
+        (Topology(cpus="0-3", memory="0-ff"), ("processors",)),
+        (Topology(cpus="0-3", memory="0-1ff"), ("processors", "memory")),
+        (Topology(cpus="0-3", memory="0-1ff", cpus_handled=True), ("memory",)),
+        (Topology(cpus="0-3", memory="0-1ff", memory_handled=True), ("processors",)),
+        (Topology(cpus="0-3", memory="0-1ff", cpus_handled=True, memory_handled=True), ()),
+        (Topology(), ()),  # hidden from whoever looks: unknown is not changed
+    ],
+)
+def test_hardware_that_the_kernel_does_not_mend_is_loaded_again(now: Topology, changed: tuple[str, ...]) -> None:
+    found = facts(loaded=HARDWARE, around=Surroundings(topology=now))
+    assert found.changed_hardware == changed
+    assert make_plan(found).load == bool(changed)
+    assert decide(found).rung is (Rung.LOADED_STALE if changed else Rung.LOADED)
+    assert ("hardware-changed" in [reason.code.value for reason in decide(found).reasons]) == bool(changed)
+    # A record of a version that did not note them claims nothing.
+    assert not facts(around=Surroundings(topology=now)).changed_hardware
+
+
+def test_a_used_up_load_limit_is_said_and_not_run_into() -> None:
+    found = facts(security=Security(load_limit=0), **OFF)
+    assert decide(found).reasons[0].code is Code.LOAD_LIMIT_REACHED
+    assert not make_plan(found, asked=True)
+    assert decide(facts(security=Security(load_limit=0))).rung is Rung.LOADED
 
 
 def test_every_code_is_in_the_documentation() -> None:
