@@ -21,7 +21,9 @@ from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.classify import Classification, classify, count_bits, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages
+from kdumpd.vmcore.crosscheck import agreed
 from kdumpd.vmcore.elfcore import ElfCore
+from kdumpd.vmcore.kernel_facts import KernelFacts, find_facts
 from kdumpd.vmcore.kernel_log import read_log
 from kdumpd.vmcore.log_clear import clear_sequence
 from kdumpd.vmcore.machines import page_tables
@@ -59,6 +61,8 @@ class Source:
     info: Vmcoreinfo
     tables: PageTables | None
     notes: list[str]
+    _facts: KernelFacts | None = None
+    _looked_for_facts: bool = False
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -134,6 +138,16 @@ class Source:
             vmcoreinfo_size=len(note.description) if note is not None else 0,
         )
 
+    def facts(self) -> KernelFacts | None:
+        """What is known of the kernel's structures; looked for when first asked for."""
+        if not self._looked_for_facts and self.tables is not None:
+            self._looked_for_facts = True
+            try:
+                self._facts = find_facts(self.tables, self.info, self.notes)
+            except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+                self.notes.append(f"the kernel's structures are not known, {FAULT}: {error!r}")
+        return self._facts
+
     def classify(self, level: int) -> Classification:
         """Which pages to keep at `level`; all of them, with a note, where the memory map cannot be understood. What
         a dump left out before stays left out."""
@@ -149,9 +163,10 @@ class Source:
             self.notes.append("nothing is left out: without page tables the memory map cannot be found")
             return keep_all(self.core)
         try:
-            rules = rules_of(self.info)
+            info = agreed(self.info, self.facts(), self.notes)
+            rules = rules_of(info)
             self.notes.extend(rules.missing)
-            memory_map = MemoryMap(self.core, self.info, self.tables)
+            memory_map = MemoryMap(self.core, info, self.tables)
             found = classify(self.core, memory_map, rules, level)
         except VmcoreError as error:
             self.notes.append(f"nothing is left out: {error}")
@@ -167,4 +182,4 @@ class Source:
         if self.tables is None:
             self.notes.append("pages are saved in the order of their addresses: there are no page tables to go by")
             return
-        yield from critical_stages(self.core, self.info, self.tables, None, self.notes)
+        yield from critical_stages(self.core, self.info, self.tables, self.facts(), self.notes)
