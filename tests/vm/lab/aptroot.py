@@ -79,9 +79,10 @@ def source_lines(suite: str) -> list[str]:
 class AptRoot:
     """apt's view of one suite, kept below the cache. Used by one process at a time (a lock sees to that)."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, architecture: str = "amd64") -> None:
         self.suite = suite
-        self.root = CACHE / "apt" / suite
+        self.architecture = architecture
+        self.root = CACHE / "apt" / (suite if architecture == "amd64" else f"{suite}-{architecture}")
         for name in ("state/lists/partial", "cache/archives/partial", "etc"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         (self.root / "status").touch()
@@ -95,6 +96,8 @@ class AptRoot:
             "Dir::State": root / "state",
             "Dir::State::status": root / "status",
             "Dir::Cache": root / "cache",
+            "APT::Architecture": self.architecture,
+            "APT::Architectures": self.architecture,
             "Dir::Etc::sourcelist": root / "etc" / "sources.list",
             "Dir::Etc::sourceparts": "-",
             "Dir::Etc::preferencesparts": "-",
@@ -128,6 +131,11 @@ class AptRoot:
         if missing := set(packages) - set(found):
             raise LabError(f"{self.suite} has no package {', '.join(sorted(missing))}")
         return found
+
+    def needs(self, package: str, prefix: str) -> list[str]:
+        """`package` and all that it depends on, directly or not, as far as the names begin with `prefix`."""
+        text = run(["apt-cache", *self._options(), "depends", "--recurse", "--important", package], timeout=60)
+        return [line for line in text.splitlines() if line.startswith(prefix)]
 
     def download(self, package: str, folder: Path) -> Path:
         """Fetches the .deb of `package` into `folder`."""

@@ -29,7 +29,11 @@ from typing import IO, Any, Self
 from .aptroot import CACHE, LabError, run
 from .console import Console, MachineLostError
 
-QEMU = "qemu-system-x86_64"
+# Program, machine and the name of the serial console, by Debian's name of the architecture.
+MACHINES = {
+    "amd64": ("qemu-system-x86_64", "q35", "ttyS0"),
+    "arm64": ("qemu-system-aarch64", "virt", "ttyAMA0"),
+}
 CONNECT_TIMEOUT_S = 30.0
 QMP_TIMEOUT_S = 120.0
 # A machine nobody ended in this time is ended by timeout(1), whatever became of its test.
@@ -58,8 +62,9 @@ class Done:
 class Machine:
     """A running guest with an NVMe root disk. A context manager: leaving it ends the machine.
 
-    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order. A guest that reboots gets a new QEMU
-    process, as cold as a machine that was switched off and on: QEMU 10.0 under TCG sometimes dies in a warm reset.
+    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order; `devices` are words for QEMU's -device. A
+    guest that reboots gets a new QEMU process, as cold as a machine that was switched off and on: QEMU 10.0 under TCG
+    sometimes dies in a warm reset.
     """
 
     def __init__(
@@ -76,13 +81,18 @@ class Machine:
         accel: str | None = None,
         echo: IO[str] | None = None,
         memory_file: Path | None = None,
+        architecture: str = "amd64",
+        devices: Sequence[str] = (),
     ) -> None:
         self.append = append
         self._folder = Path(tempfile.mkdtemp(prefix="kdumpd-vm-"))
+        program, machine, _ = MACHINES[architecture]
+        if accel is None:
+            accel = accelerator(kernel) if architecture == "amd64" else "tcg"
         argv = [
-            "timeout", "--signal=KILL", str(LIFE_S), QEMU, "-action", "reboot=shutdown",
-            "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
-            *_accel_words(accel or accelerator(kernel)),
+            "timeout", "--signal=KILL", str(LIFE_S), program, "-action", "reboot=shutdown",
+            "-nodefaults", "-no-user-config", "-display", "none", "-machine", machine,
+            *_accel_words(accel),
             "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory_mib}M",
             "-kernel", str(kernel), "-append", append,
         ]  # fmt: skip
@@ -104,7 +114,7 @@ class Machine:
         argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
         # Not a second serial port: under TCG its interrupts get lost now and then.
         argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands,name=lab.commands"]
-        self._argv = argv
+        self._argv = [*argv, *(word for device in devices for word in ("-device", device))]
         self._lock = threading.Lock()  # held while QEMU is started or ended
         self._qmp_lock = threading.Lock()
         self._ending = False

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real crashed memory on demand: raw ELF vmcores of Debian kernels, with the kernel's debug symbols.
 
-The recipe shares nothing with kdumpd: kexec-tools loads, a busybox initramfs copies /proc/vmcore with dd
-to a second disk. Files are made once and kept in the cache; run this module to make them all:
+The recipes share nothing with kdumpd: kexec-tools loads, a busybox initramfs copies /proc/vmcore with dd
+to a second disk. Debian 12's kernels crash as a whole Debian, the others as guests made only for that. Files are
+made once and kept in the cache; run this module to make them all:
 `/usr/bin/python3 -m lab.vmcore` from tests/vm.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -22,11 +24,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import image
+from . import image, small
 from .aptroot import CACHE, AptRoot, LabError, run
+from .kernels import KERNELS, Unpacked, unpacked
 from .qemu import Machine, overlay
 
 MEMORY_MIB = 1024
+SMALL_MEMORY_MIB = 512
+# Kernel and levels of page tables: what tests/dump works on.
+CORES = (
+    ("6.1", 5), ("6.1", 4), ("6.12", 5), ("5.10", 4), ("7", 5), ("6.12-rt", 5), ("6.12-arm64", 5), ("6.12-arm64", 4),
+)  # fmt: skip
 _CAPTURE = "console=ttyS0 nr_cpus=1 reset_devices panic=5"
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -38,7 +46,8 @@ class Vmcore:
     """A raw ELF vmcore as /proc/vmcore gave it, and what is known of the machine it came from.
 
     `marker` is a random line written to the kernel log just before the crash; `workload_pid` a process
-    (comm "workload") that held anonymous, hugetlb and tmpfs pages; `levels` of page tables 4 or 5.
+    (comm "workload") that held anonymous, hugetlb and tmpfs pages; `levels` of page tables 4 or 5; `suite` and
+    `architecture` where Debian has the kernel's debug symbols.
     """
 
     path: Path
@@ -47,16 +56,31 @@ class Vmcore:
     workload_pid: int
     levels: int
     memory_mib: int
+    suite: str = image.SUITE
+    architecture: str = "amd64"
+
+    @property
+    def vmlinux(self) -> Path:
+        """The kernel with its debug information."""
+        return debug_symbols(self.release, suite=self.suite, architecture=self.architecture)
 
 
-def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int = MEMORY_MIB) -> Vmcore:
-    """The vmcore of a crashed guest with a kernel of series `kernel` ("6.1" or "6.12")."""
-    base = image.base()
-    recipe = [inspect.getsource(part) for part in (_make, _load_up)]
-    recipe += [(image.INSIDE / name).read_text() for name in ("capture-init", "workload.py")]
-    parts = [base.release(kernel), str(levels), str(memory_mib), _CAPTURE, *recipe]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int | None = None) -> Vmcore:
+    """The vmcore of a crashed guest: a kernel of Debian 12 by its series ("6.1", "6.12"), or one of KERNELS."""
     parent = CACHE / "vmcore"
+    if kernel in KERNELS:
+        memory_mib = memory_mib or SMALL_MEMORY_MIB
+        found = unpacked(KERNELS[kernel])
+        parts = [found.release, *small.recipe(KERNELS[kernel]), inspect.getsource(_make_small)]
+        make = functools.partial(_make_small, kernel=kernel, found=found, levels=levels, memory_mib=memory_mib)
+    else:
+        memory_mib = memory_mib or MEMORY_MIB
+        base = image.base()
+        parts = [base.release(kernel), str(levels), str(memory_mib), _CAPTURE]
+        parts += [inspect.getsource(part) for part in (_make, _load_up)]
+        parts += [(image.INSIDE / name).read_text() for name in ("capture-init", "workload.py")]
+        make = functools.partial(_make, base=base, kernel=kernel, levels=levels, memory_mib=memory_mib)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     parent.mkdir(parents=True, exist_ok=True)
     name = f"{kernel}-{levels}level-{memory_mib}"
     folder = parent / f"{name}-{key}"
@@ -65,7 +89,7 @@ def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int = MEMORY_MIB) ->
         if not folder.exists():
             scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
             try:
-                facts = _make(scratch, base, kernel, levels, memory_mib)
+                facts = make(scratch)
                 (scratch / "vmcore.json").write_text(json.dumps(facts, indent=1) + "\n")
                 scratch.rename(folder)
             except BaseException:
@@ -80,7 +104,7 @@ def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int = MEMORY_MIB) ->
     return Vmcore(path=folder / "vmcore", **facts)
 
 
-def debug_symbols(release: str) -> Path:
+def debug_symbols(release: str, *, suite: str = image.SUITE, architecture: str = "amd64") -> Path:
     """vmlinux with debug information for exactly that kernel release (a download of about 280 MB, once)."""
     folder = CACHE / "symbols"
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +113,7 @@ def debug_symbols(release: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.exists():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                package = AptRoot(image.SUITE).download(f"linux-image-{release}-dbg", Path(scratch))
+                package = AptRoot(suite, architecture).download(f"linux-image-{release}-dbg", Path(scratch))
                 wildcard = "./usr/lib/debug/*vmlinux*"
                 script = 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards "$3"'
                 run(["sh", "-ec", script, "sh", str(package), scratch, wildcard], timeout=600)
@@ -129,6 +153,21 @@ def _make(folder: Path, base: image.Image, kernel: str, levels: int, memory_mib:
     }  # fmt: skip
 
 
+def _make_small(folder: Path, kernel: str, found: Unpacked, levels: int, memory_mib: int) -> dict[str, object]:
+    core = folder / "vmcore"
+    with core.open("wb") as file:
+        file.truncate((memory_mib + 64) << 20)
+    spec = KERNELS[kernel]
+    marker = f"kdumpd-marker-{os.urandom(8).hex()}"
+    log = folder / "console.log"
+    pid = small.crash(spec, found, core, log, marker=marker, levels=levels, memory_mib=memory_mib)
+    os.truncate(core, elf_end(core))
+    return {
+        "release": found.release, "marker": marker, "workload_pid": pid, "levels": levels, "memory_mib": memory_mib,
+        "suite": spec.suite, "architecture": spec.architecture,
+    }  # fmt: skip
+
+
 def _load_up(guest: Machine, release: str) -> int:
     """Fills the guest's memory, loads the capture kernel; the workload's pid."""
     ready = "/run/workload.pid"
@@ -165,10 +204,9 @@ def elf_end(core: Path) -> int:
 
 def main() -> None:
     """Makes the vmcores and symbols that tests/dump works on."""
-    wanted = [("6.1", 5), ("6.12", 5), ("6.1", 4)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for core in pool.map(lambda one: raw_vmcore(one[0], levels=one[1]), wanted):
-            sys.stdout.write(f"{core.path}\n{debug_symbols(core.release)}\n")
+        for core in pool.map(lambda one: raw_vmcore(one[0], levels=one[1]), CORES):
+            sys.stdout.write(f"{core.path}\n{core.vmlinux}\n")
             sys.stdout.flush()
 
 

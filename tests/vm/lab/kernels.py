@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's kernels of any age and architecture, unpacked aside: the image to boot and the few modules a guest needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import lzma
+import shutil
+import tempfile
+from pathlib import Path
+
+from .aptroot import CACHE, AptRoot, LabError, run
+
+# What finds the disks, reads the file system and takes memory away, in kernels that do not have it built in.
+MODULES = ("crc32c_generic", "nvme", "ext4", "virtio_pci", "virtio_balloon")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """Where a kernel comes from: a Debian suite and the package that depends on the newest one there."""
+
+    suite: str
+    package: str
+    architecture: str = "amd64"
+
+
+KERNELS = {
+    "5.10": Kernel(suite="bullseye", package="linux-image-cloud-amd64"),
+    "7": Kernel(suite="forky", package="linux-image-cloud-amd64"),
+    "6.12-rt": Kernel(suite="trixie", package="linux-image-rt-amd64"),
+    "6.12-arm64": Kernel(suite="trixie", package="linux-image-cloud-arm64", architecture="arm64"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """A kernel on disk; `modules` in the order in which they load, not compressed."""
+
+    release: str
+    image: Path
+    modules: tuple[Path, ...]
+
+
+def unpacked(kernel: Kernel) -> Unpacked:
+    """The newest kernel of that package, from the cache or fresh."""
+    apt = AptRoot(kernel.suite, kernel.architecture)
+    packages = [
+        name
+        for name in apt.needs(kernel.package, "linux-")
+        if name != kernel.package and name.startswith(("linux-image-", "linux-binary-", "linux-modules-"))
+    ]
+    if not packages:
+        raise LabError(f"{kernel.suite}: {kernel.package} depends on no kernel")
+    release = packages[0].split("-", 2)[2]
+    parent = CACHE / "kernels"
+    parent.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    folder = parent / f"{release}-{key}"
+    with (parent / f"{release}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
+            try:
+                _unpack(apt, packages, release, scratch)
+                (scratch / "wanted").rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            for old in parent.glob(f"{release}-*"):
+                if old != folder:
+                    shutil.rmtree(old)
+    order = json.loads((folder / "order.json").read_text())
+    return Unpacked(release=release, image=folder / "vmlinuz", modules=tuple(folder / name for name in order))
+
+
+def _unpack(apt: AptRoot, packages: list[str], release: str, scratch: Path) -> None:
+    root, wanted = scratch / "root", scratch / "wanted"
+    wanted.mkdir()
+    for package in packages:
+        run(["dpkg-deb", "-x", str(apt.download(package, scratch)), str(root)], timeout=120)
+    if not (root / "lib").exists():
+        (root / "lib").symlink_to("usr/lib")
+    # Debian's newest kernels lie beside their modules, the older ones in /boot.
+    places = [root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"]
+    image = next((path for path in places if path.exists()), None)
+    if image is None:
+        raise LabError(f"{', '.join(packages)}: no kernel image inside")
+    shutil.copy(image, wanted / "vmlinuz")
+    run(["depmod", "-b", str(root), release], timeout=120)
+    order: list[str] = []
+    modules = root / "lib/modules" / release
+    for path in _load_order((modules / "modules.dep").read_text()):
+        data = (modules / path).read_bytes()
+        name = Path(path).name.removesuffix(".xz")
+        (wanted / name).write_bytes(lzma.decompress(data) if path.endswith(".xz") else data)
+        order.append(name)
+    (wanted / "order.json").write_text(json.dumps(order))
+
+
+def _load_order(dependencies: str) -> list[str]:
+    """Paths of MODULES and of what they need, which comes first (modules.dep(5)). One that is not there is built in."""
+    needed = dict(line.split(":", 1) for line in dependencies.splitlines())
+    names = {Path(path).name.split(".", 1)[0].replace("-", "_"): path for path in needed}
+    order: list[str] = []
+    for module in MODULES:
+        if path := names.get(module):
+            order += [*reversed(needed[path].split()), path]
+    return list(dict.fromkeys(order))
