@@ -14,6 +14,7 @@ from kdumpd.config.parse import read_config
 from kdumpd.crashes.index import Crash, find_crash, read_crashes
 from kdumpd.crashes.place import crash_folder
 from kdumpd.crashes.text import printable
+from kdumpd.crashes.verify import verify
 
 _HEADER = ("#", "TIME", "KERNEL", "RESULT", "SIZE", "TOOK", "PANIC")
 _KERNEL_COLUMNS = 22
@@ -46,6 +47,19 @@ def show_info(options: Namespace) -> int:
         return 0
     output.print_pairs(_pairs(crash))
     return 0
+
+
+def verify_crash(options: Namespace) -> int:
+    """0 when all files are what the collector wrote, 1 when one is not. Raises NotFoundError."""
+    crash = find_crash(_read(options.root), options.crash)
+    problem = verify(crash)
+    if options.json != "off":
+        output.print_json({"name": crash.name, "whole": problem is None, "problem": problem}, options.json)
+    elif problem is None:
+        print(f"{crash.name}: the files are what was written ({crash.standing}).")
+    else:
+        print(output.wrap(f"{crash.name}: {problem}", 2, begins=0))
+    return 0 if problem is None else 1
 
 
 def _read(root: Path) -> tuple[Crash, ...]:

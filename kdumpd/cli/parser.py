@@ -80,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     verb("watch", "watch:follow", "print each change of the state as it happens")
     verb("list", "crashes:show_list", "the crashes that were captured")
     verb("info", "crashes:show_info", "all about one crash", add=_crash)
+    verb("verify", "crashes:verify_crash", "check the files of one crash against their checksums", add=_crash)
+    verb("test", "crash_test:crash", "CRASH this machine, to see whether a dump comes", add=_force)
     verb("load", "actions:load", "build the capture image if needed, and load it", "start")
     verb("unload", "actions:unload", "unload the capture kernel until `load` is given", "stop")
     verb("reload", "actions:reload", "read kdump.conf again, build if needed, and load again", "restart")
@@ -116,6 +118,10 @@ def _crash(parser: argparse.ArgumentParser) -> None:
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a file to look at instead")
+
+
+def _force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="without a question")
 
 
 def _dry_run(parser: argparse.ArgumentParser) -> None:

@@ -88,7 +88,7 @@ _CHECKS = (
 _UNPROVEN = "not-proven"
 _NOTES = frozenset(
     {"config-warning", "next-boot-unreserved", "next-boot-differs", "cma-ignored", "target-space-low"}
-    | {"image-appraised", "oops-not-captured", _UNPROVEN}
+    | {"image-appraised", "oops-not-captured", "crash-without-dump", _UNPROVEN}
 )
 
 

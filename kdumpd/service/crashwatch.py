@@ -9,28 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from kdumpd.config.model import Config
 from kdumpd.crashes.index import Crash, Standing, read_crashes
 from kdumpd.crashes.place import crash_folder
 from kdumpd.errors import KdumpError
+from kdumpd.host.machine import read_machine
+from kdumpd.host.pstore import PanicRecord, read_panics
 from kdumpd.service.journal import Event, Journal
+from kdumpd.service.missed import Answer, evidence, forget_tag
 from kdumpd.service.places import Places
 from kdumpd.service.records import SEEN_NAME, read_json, write_atomic
 
 
 class CrashWatch:
-    """Holds what was last seen of the crash folder."""
+    """Holds what was last seen of the crash folder. `on_added` hears of each crash that was not there before.
 
-    def __init__(self, places: Places, journal: Journal) -> None:
+    `missed` is what shows a crash of an earlier boot that left no dump; empty when there is none, or when the crash
+    folder could not be looked at yet.
+    """
+
+    def __init__(
+        self, places: Places, journal: Journal, on_added: Callable[[Crash], None] = lambda crash: None
+    ) -> None:
         self._places = places
         self._journal = journal
+        self._on_added = on_added
         self._seen_file = places.state_dir / SEEN_NAME
-        self._seen = _read_seen(self._seen_file)
         self._stamp: tuple[Path, int, int] | None = None
         self._crashes: tuple[Crash, ...] = ()
         self.folder: Path | None = None  # where they were looked for, None while that is not known
+        self.missed = ""
 
     def read(self, config: Config) -> tuple[Crash, ...]:
         """All crashes, oldest first. Raises TargetError when the folder cannot be seen."""
@@ -54,14 +65,42 @@ class CrashWatch:
         return self._crashes
 
     def _report(self) -> None:
-        fresh = [crash for crash in self._crashes if crash.name not in self._seen]
+        """Tells of what is new, and asks once in a boot whether a crash left nothing."""
+        panics = read_panics(self._places.root)
+        names, keys = _read_seen(self._seen_file)
+        if names is None:
+            # The first start here. What has no manifest was not left by us, or in a time that nobody remembers.
+            names = {crash.name for crash in self._crashes if crash.manifest is None}
+            keys = {record.key for record in panics}
+        fresh = [crash for crash in self._crashes if crash.name not in names]
+        self._ask(panics, frozenset(keys), bool(fresh))
         for crash in fresh:
             self._tell(crash)
-        if fresh:
-            self._seen.update(crash.name for crash in fresh)
-            text = json.dumps({"names": sorted(self._seen)}, indent=1) + "\n"
+            self._on_added(crash)
+        now = (names | {crash.name for crash in fresh}, {record.key for record in panics})
+        if now != _read_seen(self._seen_file):
+            text = json.dumps({"names": sorted(now[0]), "panics": sorted(now[1])}, indent=1) + "\n"
             with contextlib.suppress(OSError):  # told again at the next start, which harms nobody
                 write_atomic(self._seen_file, text)
+
+    def _ask(self, panics: tuple[PanicRecord, ...], keys: frozenset[str], arrived: bool) -> None:
+        boot_id = read_machine(self._places.root).boot_id
+        answer = Answer(self._places.run_dir, boot_id)
+        known = answer.read()
+        self.missed = known or ""
+        if known is None:
+            shown = evidence(self._places.state_dir, boot_id, panics, keys)
+            self.missed = shown if shown and not arrived else ""
+            if self.missed:
+                self._journal.tell(
+                    Event.CRASH_WITHOUT_DUMP,
+                    f"This machine crashed, and no dump of it is here: {self.missed}",
+                    evidence=self.missed,
+                )
+        elif arrived:
+            self.missed = ""
+        answer.write(self.missed)
+        forget_tag(self._places.state_dir, boot_id)
 
     def _tell(self, crash: Crash) -> None:
         complete = crash.standing is Standing.COMPLETE
@@ -85,6 +124,12 @@ class CrashWatch:
         )
 
 
-def _read_seen(path: Path) -> set[str]:
-    names = (read_json(path) or {}).get("names", [])
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+def _read_seen(path: Path) -> tuple[set[str] | None, set[str]]:
+    """The names of crashes and the keys of panics that were told of; no names when nothing is remembered."""
+    raw = read_json(path)
+    names, keys = (_texts((raw or {}).get(key)) for key in ("names", "panics"))
+    return (None if raw is None else names), keys
+
+
+def _texts(value: object) -> set[str]:
+    return {text for text in value if isinstance(text, str)} if isinstance(value, list) else set()

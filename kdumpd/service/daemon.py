@@ -15,6 +15,7 @@ import time
 
 from gi.repository import GLib
 
+from kdumpd.crashes.index import Crash
 from kdumpd.errors import ServiceUnreachableError
 from kdumpd.host.kexec import FileLoader, KexecLoader
 from kdumpd.host.machine import read_machine
@@ -22,6 +23,7 @@ from kdumpd.service import notify
 from kdumpd.service.actions import Actor, Builder
 from kdumpd.service.ahead import Ahead
 from kdumpd.service.builder import ImageBuilder
+from kdumpd.service.crashduty import CrashDuty
 from kdumpd.service.dbus.adapter import Link
 from kdumpd.service.dbus.job import JobBoard
 from kdumpd.service.dbus.manager import Manager
@@ -59,6 +61,7 @@ class Daemon:
         actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
         self._ahead = Ahead(self._places, builder or ImageBuilder(self._places), self._journal)
         self._watcher = Watcher(lambda kind: self._engine.changed(kind), root=options.root)
+        self._duty = CrashDuty(self._places, self._journal)
         self._engine = Engine(
             self._places,
             actor,
@@ -66,6 +69,7 @@ class Daemon:
             self._show,
             on_changes=self._ahead.changed,
             watch=self._watcher.update,
+            on_crash=self._on_crash,
         )
         self._silent = read_silent(options.root)
         self._loop = GLib.MainLoop()
@@ -179,6 +183,12 @@ class Daemon:
         if line != self._status_line:
             self._status_line = line
             notify.status(line)
+
+    def _on_crash(self, crash: Crash) -> None:
+        """A crash was found that was not there before. Called by the engine, in its thread."""
+        if self._manager is not None:
+            self._manager.add_crash(crash)
+        self._duty.add(crash)
 
     def _report(self, phase: str, progress: float) -> None:
         """What a build does now."""

@@ -77,6 +77,7 @@ class Engine:
         *,
         on_changes: Callable[[AbstractSet[str]], None] = lambda kinds: None,
         watch: Callable[[tuple[Rule, ...]], None] | None = None,
+        on_crash: Callable[[Crash], None] = lambda crash: None,
     ) -> None:
         """`publish` gets each status, `on_changes` the kinds of changes, `watch` after each look what to watch."""
         self._places = places
@@ -86,7 +87,7 @@ class Engine:
         self._on_changes = on_changes
         self._watch = watch
         self._images = ImageReader(places)
-        self._crash_watch = CrashWatch(places, journal)
+        self._crash_watch = CrashWatch(places, journal, on_crash)
         self._turn_lock = threading.Lock()
         self._working = False
         self._worker = Worker(self._on_due)
@@ -330,7 +331,9 @@ class Engine:
     def _gather(self) -> Facts:
         config: Config = read_config(self._places.root)
         crashes = self._crash_watch.look(config)
-        facts = gather(self._places, config, self._images, crashes, failure=self._failure)
+        facts = gather(
+            self._places, config, self._images, crashes, failure=self._failure, missed=self._crash_watch.missed
+        )
         if not facts.crash_loaded and self._note_unloaded(facts, config):
             facts = dataclasses.replace(facts, held=self._hold_file().read())
         if self._watch is not None:

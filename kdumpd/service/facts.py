@@ -36,6 +36,7 @@ def gather(
     crashes: tuple[Crash, ...],
     *,
     failure: Failure | None = None,
+    missed: str = "",
 ) -> Facts:
     """The facts below `places.root`. Never raises for what a machine may look like."""
     root = places.root
@@ -85,6 +86,7 @@ def gather(
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=last_capture(crashes),
         ),
+        missed=missed,
     )
 
 

@@ -30,6 +30,8 @@ class Event(enum.Enum):
     IMAGE_REMOVED = ("98176de608084936824a1c4a2078a9e2", 5)
     CRASH_FOUND = ("8dd5fef6b2e54eaaa6e972647fb723b5", 4)
     CRASH_INCOMPLETE = ("2c44479db90046f5a12fa67f6a73e6c8", 3)
+    CRASH_WITHOUT_DUMP = ("584e4b10c10c45599929a8f305afab81", 3)
+    DUMP_DAMAGED = ("fd8e7d3dc9e149d78785b2e46efbc7dc", 3)
     FAULT = ("94399f25f2e44045a05a4e526392ef05", 3)
 
     @property

@@ -73,6 +73,7 @@ class Code(enum.StrEnum):
     TARGET_SPACE_LOW = "target-space-low"
     IMAGE_APPRAISED = "image-appraised"
     OOPS_NOT_CAPTURED = "oops-not-captured"
+    CRASH_WITHOUT_DUMP = "crash-without-dump"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +201,7 @@ class Facts:
 
     `crash_loaded` is None on a kernel without crash kexec. `loaded` is our own record of this boot, None when the
     kernel holds nothing or something of somebody else. `proven_images` are the ids of images that delivered a
-    complete dump.
+    complete dump. `missed` is what shows a crash that left no dump.
     """
 
     machine: Machine
@@ -222,6 +223,7 @@ class Facts:
     held: Held | None
     failure: Failure | None
     around: Surroundings = dataclasses.field(default_factory=Surroundings)
+    missed: str = ""
 
     @property
     def required_bytes(self) -> int:

@@ -99,7 +99,7 @@ def _loaded(facts: Facts) -> State:
     unproven = Reason(
         code=Code.NOT_PROVEN,
         sentence="The capture kernel is loaded, but no crash has been captured with this very image yet",
-        cure="when the machine may go down: echo c > /proc/sysrq-trigger",
+        cure="when the machine may go down: kdumpctl test",
     )
     return State(rung=Rung.LOADED, reasons=(*_beside(facts), unproven))
 
@@ -221,6 +221,12 @@ def _beside(facts: Facts) -> Iterator[Reason]:
 def _notes(facts: Facts) -> Iterator[Reason]:
     """What lowers no rung, and so comes last."""
     yield from warnings(facts)
+    if facts.missed:
+        yield Reason(
+            code=Code.CRASH_WITHOUT_DUMP,
+            sentence=f"This machine crashed before it was booted, and no dump of that is here: {facts.missed}",
+            cure="when the machine may go down, watch its console: kdumpctl test",
+        )
     for problem in facts.problems:
         if not problem.fatal:
             yield Reason(code=Code.CONFIG_WARNING, sentence=str(problem), cure="mend that line, then: kdumpctl reload")

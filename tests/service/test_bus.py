@@ -501,3 +501,19 @@ def test_a_kernel_that_came_gets_its_image_ahead(service: Service, machine: Fake
     service.client.call("KernelsChanged")
     wait((machine.root / f"var/lib/kdumpd/{release}/image.json").exists, "an image for the new kernel", 20)
     assert (service.client.get("State"), machine.image_id()) == ("loaded", before)
+
+
+def test_a_crash_that_arrives_is_signalled(service: Service, machine: FakeMachine) -> None:
+    heard: list[tuple[str, str]] = []
+    context = GLib.MainContext.default()
+    service.client.connection.signal_subscribe(
+        None, INTERFACE, "CrashAdded", PATH, None, 0, lambda *words: heard.append(words[5].unpack())
+    )
+    machine.crash("host-20260101T000000Z")
+
+    def arrived() -> bool:
+        context.iteration(False)
+        return bool(heard)
+
+    wait(arrived, "CrashAdded", 20)
+    assert heard == [("host-20260101T000000Z", "complete")]

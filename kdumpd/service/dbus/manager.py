@@ -61,6 +61,7 @@ class Manager:
     """See the XML. Properties answer from the last published status, so they never block."""
 
     PropertiesChanged = signal()
+    CrashAdded = signal()
 
     def __init__(self, actions: Actions, jobs: Jobs, status: Status) -> None:
         type(self).dbus = introspection_xml(INTERFACE)
@@ -83,6 +84,11 @@ class Manager:
                 # A bus that goes away at this moment: the next one is asked for all properties anyway.
                 with contextlib.suppress(GLib.Error):
                     self.PropertiesChanged(INTERFACE, packed, [])
+
+    def add_crash(self, crash: Crash) -> None:
+        """Tells the bus of a crash that was found. Any thread may call it."""
+        with contextlib.suppress(GLib.Error):  # whoever comes later finds it with ListCrashes
+            self.CrashAdded(_text(crash.name), crash.standing.value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

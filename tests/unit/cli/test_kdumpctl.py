@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from ctl import TOP, kdumpctl
 from engine_bench import Bench
 from fake_machine import RELEASE, FakeMachine
 
-from kdumpd.cli import failure, output
+from kdumpd.cli import crash_test, failure, output, status
 from kdumpd.dumpfile.manifest import Result
 from kdumpd.errors import KdumpError
 from kdumpd.service.model import Code, Rung
@@ -111,8 +113,6 @@ def test_what_may_not_be_read_is_not_known(machine: FakeMachine) -> None:
 
 
 def test_every_reason_has_its_place_in_the_checklist() -> None:
-    from kdumpd.cli import status
-
     placed = {code for check in status._CHECKS for code in check.codes} | status._NOTES
     assert placed == {code.value for code in Code}
     assert list(status._LADDER) == [rung.value for rung in Rung]
@@ -294,3 +294,27 @@ def test_durations(usec: int | None, text: str) -> None:
 
 def test_absurd_times_are_no_error() -> None:
     assert output.moment(1 << 70) == "-"
+
+
+def test_verify(machine: FakeMachine) -> None:
+    folder = machine.crash("a")
+    done = kdumpctl("verify", f"--root={machine.root}")
+    assert done.returncode == 1
+    assert "its checksum differs" in done.stdout
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["dump"]["sha256"] = None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = json.loads(kdumpctl("verify", "a", "--json", f"--root={machine.root}").stdout)
+    assert facts == {"name": "a", "whole": True, "problem": None}
+
+
+@pytest.mark.parametrize(("armed", "force", "words"), [(False, True, "not armed"), (True, False, "Nothing was done")])
+def test_a_machine_is_not_crashed_without_need_or_asking(
+    armed: bool, force: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "read", lambda root: status.Report(fields={"armed": armed}, service=False))
+    monkeypatch.setattr(crash_test, "leave_tag", lambda *_: pytest.fail("it would have been crashed"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    with pytest.raises(KdumpError, match=words):
+        crash_test.crash(argparse.Namespace(root=Path("/"), force=force))
+    assert kdumpctl("test", "--force", "--root=/tmp").returncode == 2

@@ -406,6 +406,7 @@ def test_an_incomplete_capture_proves_nothing(bench: Bench) -> None:
 
 
 def test_each_crash_is_told_once(bench: Bench) -> None:
+    bench.engine.check()
     bench.machine.crash("host-20260101T000000Z")
     cut = bench.machine.crash("host-20260102T000000Z")
     (cut / "manifest.json").unlink()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is done about a crash that was found: programs of the administrator, and a check of all checksums.
+
+In a thread of its own, one crash after the other: a dump may be as large as the disk, and a program may hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from kdumpd.crashes.index import Crash, Standing
+from kdumpd.crashes.on_crash import programs
+from kdumpd.crashes.verify import verify
+from kdumpd.host.units import have_units, instance
+from kdumpd.service.journal import Event, Journal
+from kdumpd.service.places import Places
+
+_SECONDS = 900.0
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+class CrashDuty:
+    """`add` may be called by any thread; it returns at once."""
+
+    def __init__(self, places: Places, journal: Journal) -> None:
+        self._places = places
+        self._journal = journal
+        self._crashes: queue.SimpleQueue[Crash] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="crashes", daemon=True)
+        self._lock = threading.Lock()
+
+    def add(self, crash: Crash) -> None:
+        """A crash that was not there before."""
+        with self._lock:
+            if not self._thread.is_alive():
+                self._thread.start()
+        self._crashes.put(crash)
+
+    def _run(self) -> None:
+        while True:
+            crash = self._crashes.get()
+            self._call_programs(crash)
+            if crash.standing is Standing.COMPLETE:
+                self._check(crash)
+
+    def _call_programs(self, crash: Crash) -> None:
+        """As a unit of its own where systemd is there: the programs are not held by the sandbox of this service."""
+        if self._places.root == Path("/") and have_units():
+            # Also without programs: an administrator may have tied units to this one.
+            unit = f"kdumpd-on-crash@{instance(crash.name)}.service"
+            words = ["systemctl", "--no-ask-password", "--quiet", "start", "--no-block", unit]
+        elif not programs(self._places.root):
+            return
+        else:
+            words = [sys.executable or "/usr/bin/python3", "-m", "kdumpd.crashes.on_crash"]
+            words += ["--root", str(self._places.root), "--", crash.name]
+        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(_PACKAGE_PARENT)}
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, env=environ, timeout=_SECONDS, check=False)
+            if done.returncode == 0:
+                return
+        self._journal.tell(Event.FAULT, f"What is to be run for crash {crash.name} failed", dump=str(crash.path))
+
+    def _check(self, crash: Crash) -> None:
+        problem = verify(crash)
+        if problem is not None:
+            words = f"The dump in {crash.path} is not what was written: {problem}"
+            self._journal.tell(Event.DUMP_DAMAGED, words, dump=str(crash.path), reason=problem)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A crash that left no dump is said, once and truly; one that left one is not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from engine_bench import Bench
+from fake_machine import BOOT_ID, FakeMachine
+
+from kdumpd.service.missed import leave_tag
+
+EARLIER = "99999999-0000-0000-0000-000000000000"
+
+
+def panic(machine: FakeMachine, seconds: int = 1_700_000_000) -> None:
+    machine.write("sys/fs/pstore/dmesg-ramoops-0", "Panic#1 Part1\n<0>[ 1.0] Kernel panic\n")
+    os.utime(machine.root / "sys/fs/pstore/dmesg-ramoops-0", (seconds, seconds))
+
+
+def reboot(bench: Bench, boot_id: str) -> None:
+    """A new boot: the run folder is empty, nothing is loaded."""
+    bench.machine.write("proc/sys/kernel/random/boot_id", boot_id + "\n")
+    for path in (bench.machine.root / "run/kdumpd").glob("*.json"):
+        path.unlink()
+    bench.machine.crash_loaded(False)
+    bench.journal.truncate(0)
+    bench.restart()
+    bench.engine.check()
+
+
+def said(bench: Bench) -> int:
+    return sum("no dump of it is here" in line for line in bench.lines())
+
+
+@pytest.fixture
+def lived(bench: Bench) -> Bench:
+    """A service that has seen one boot, with nothing in it."""
+    bench.engine.check()
+    return bench
+
+
+def test_a_test_crash_without_a_dump(lived: Bench) -> None:
+    leave_tag(lived.machine.root / "var/lib/kdumpd", BOOT_ID)
+    lived.engine.check()
+    assert said(lived) == 0  # the tag is for the next boot
+    reboot(lived, EARLIER)
+    assert said(lived) == 1
+    assert "crash-without-dump" in lived.codes()
+    assert lived.rung == "loaded"
+    lived.restart()
+    lived.engine.check()
+    assert said(lived) == 1
+    assert "crash-without-dump" in lived.codes()
+    reboot(lived, "88888888-0000-0000-0000-000000000000")
+    assert said(lived) == 0
+    assert "crash-without-dump" not in lived.codes()
+
+
+@pytest.mark.parametrize("evidence", ["tag", "pstore", "both"])
+def test_a_crash_with_a_dump_is_not_missed(lived: Bench, evidence: str) -> None:
+    if evidence != "pstore":
+        leave_tag(lived.machine.root / "var/lib/kdumpd", BOOT_ID)
+    if evidence != "tag":
+        panic(lived.machine)
+    lived.machine.crash("host-20260101T000000Z")
+    reboot(lived, EARLIER)
+    assert said(lived) == 0
+    assert "crash-without-dump" not in lived.codes()
+
+
+def test_pstore_without_a_dump_is_said_once(lived: Bench) -> None:
+    panic(lived.machine)
+    reboot(lived, EARLIER)
+    assert said(lived) == 1
+    assert "2023-11-14 22:13:20 UTC" in lived.journal.getvalue()
+    reboot(lived, "88888888-0000-0000-0000-000000000000")  # the record is still there
+    assert said(lived) == 0
+
+
+def test_a_dump_that_comes_into_sight_later_settles_it(lived: Bench) -> None:
+    panic(lived.machine)
+    reboot(lived, EARLIER)
+    lived.machine.crash("host-20260101T000000Z")
+    lived.engine.check()
+    assert "crash-without-dump" not in lived.codes()
+
+
+def test_panics_and_strangers_from_before_the_first_start_are_history(bench: Bench) -> None:
+    panic(bench.machine)
+    old = bench.machine.crash("127.0.0.1-2024-01-01-00:00:00")
+    (old / "manifest.json").unlink()
+    bench.machine.crash("host-20260101T000000Z")
+    bench.engine.check()
+    assert said(bench) == 0
+    told = [line for line in bench.lines() if "was captured" in line]
+    assert len(told) == 1
+    assert "host-20260101T000000Z" in told[0]
+
+
+def test_a_folder_that_cannot_be_seen_proves_nothing(lived: Bench) -> None:
+    leave_tag(lived.machine.root / "var/lib/kdumpd", BOOT_ID)
+    lived.machine.crash("host-20260101T000000Z")
+    hidden = lived.machine.root / "var/hidden"
+    (lived.machine.root / "var/crash").rename(hidden)
+    reboot(lived, EARLIER)
+    assert said(lived) == 0
+    hidden.rename(lived.machine.root / "var/crash")
+    lived.engine.check()
+    assert said(lived) == 0
+    assert "crash-without-dump" not in lived.codes()
