@@ -24,7 +24,8 @@ from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent, Segment
 
 EM_X86_64 = 62
-MACHINES = {EM_X86_64: "x86_64"}
+EM_AARCH64 = 183
+MACHINES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
 
 _ET_CORE = 4
 _PT_LOAD = 1

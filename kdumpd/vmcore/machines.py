@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.arm64 import Arm64PageTables
 from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 from kdumpd.vmcore.x86_64 import X86PageTables
 
-_TABLES: dict[str, type[X86PageTables]] = {"x86_64": X86PageTables}
+# By the name that uname(2) has for the machine.
+_TABLES: dict[str, Callable[[CrashedMemory, Vmcoreinfo], PageTables]] = {
+    "x86_64": X86PageTables,
+    "aarch64": Arm64PageTables,
+}
 
 
 def page_tables(core: CrashedMemory, info: Vmcoreinfo) -> PageTables:

@@ -71,7 +71,8 @@ class MemoryMap:
         map_at = info.offset("mem_section.section_mem_map")
         bits = info.number("SECTION_SIZE_BITS")
         if bits is None:
-            bits = 27  # x86_64 since 2.6.25; exported from 5.13 on (4f5aecdff25f)
+            # Exported from 5.13 on (4f5aecdff25f), and by the stable kernels of that time. arm64 has 27 from 5.12 on.
+            bits = 30 if self._core.machine == "aarch64" else 27
         if (
             root is None
             or entry_size is None
