@@ -7,7 +7,8 @@ else for kernels before 5.4, and for those built for 52 bits that run on a cpu o
 
 from __future__ import annotations
 
-import struct
+import numpy as np
+import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
@@ -23,12 +24,10 @@ _HIGH_BITS_AT, _HIGH_BITS, _HIGH_BITS_TO = 8, 0x3, 50
 _BITS_PER_LEVEL = PAGE_SHIFT - 3
 _LPA2_VA_BITS = 52
 _MIN_VA_BITS = 36
-_CACHE = 256
-_TABLE = struct.Struct("<512Q")
 
 
 class Arm64PageTables(PageTables):
-    """Walks from swapper_pg_dir. Tables read once are kept, up to 1 MiB of them."""
+    """Walks from swapper_pg_dir."""
 
     def __init__(self, core: CrashedMemory, info: Vmcoreinfo) -> None:
         """Raises VmcoreError when the top of the page tables cannot be found, or pages are not of 4 KiB."""
@@ -43,7 +42,6 @@ class Arm64PageTables(PageTables):
         self.levels = -(-(self.va_bits - PAGE_SHIFT) // _BITS_PER_LEVEL)
         self.phys_base = (info.number("PHYS_OFFSET") or 0) & (1 << 64) - 1
         self.top_paddr = _image_to_phys(core, info, top)
-        self._tables: dict[int, tuple[int, ...]] = {}
         self._table(self.top_paddr)
 
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
@@ -72,14 +70,13 @@ class Arm64PageTables(PageTables):
             return entry & _ADDRESS_48
         return entry & _ADDRESS_50 | (entry >> _HIGH_BITS_AT & _HIGH_BITS) << _HIGH_BITS_TO
 
-    def _table(self, paddr: int) -> tuple[int, ...]:
-        table = self._tables.get(paddr)
-        if table is None:
-            table = _TABLE.unpack(self._core.read(paddr, PAGE_SIZE))
-            if len(self._tables) >= _CACHE:
-                del self._tables[next(iter(self._tables))]
-            self._tables[paddr] = table
-        return table
+    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+        held = entries[entries & (_VALID | _TABLE_OR_PAGE) == _VALID | _TABLE_OR_PAGE]
+        found: npt.NDArray[np.uint64] = held & np.uint64(_ADDRESS_48)
+        if self.va_bits >= _LPA2_VA_BITS:
+            high = (held >> np.uint64(_HIGH_BITS_AT) & np.uint64(_HIGH_BITS)) << np.uint64(_HIGH_BITS_TO)
+            found = held & np.uint64(_ADDRESS_50) | high
+        return found
 
 
 def _va_bits(info: Vmcoreinfo) -> int:

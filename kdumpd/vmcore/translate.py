@@ -4,22 +4,33 @@
 from __future__ import annotations
 
 import abc
+import struct
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.memory import PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+
+_TABLES_KEPT = 256
+_TABLE = struct.Struct("<512Q")
 
 
 class PageTables(abc.ABC):
-    """Virtual to physical by the dead kernel's own tables. `phys_base` is what the dump's header says of them."""
+    """Virtual to physical by the dead kernel's own tables: pages of 512 entries, `levels` deep, from `top_paddr` down.
+
+    `phys_base` is what the dump's header says of them. Tables read once are kept, up to 1 MiB of them.
+    """
 
     phys_base: int
+    levels: int
+    top_paddr: int
 
     def __init__(self, core: CrashedMemory) -> None:
         self._core = core
+        self._tables: dict[int, tuple[int, ...]] = {}
 
     @abc.abstractmethod
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
@@ -28,12 +39,39 @@ class PageTables(abc.ABC):
         Raises VmcoreError when a table on the way cannot be read.
         """
 
+    @abc.abstractmethod
+    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+        """Physical addresses of the tables that the kernel's entries of a table of `level` (1 is the last) lead to."""
+
+    def _table(self, paddr: int) -> tuple[int, ...]:
+        table = self._tables.get(paddr)
+        if table is None:
+            table = _TABLE.unpack(self._core.read(paddr, PAGE_SIZE))
+            if len(self._tables) >= _TABLES_KEPT:
+                del self._tables[next(iter(self._tables))]
+            self._tables[paddr] = table
+        return table
+
     def levels_below_top(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
         """Frames of the tables that map the kernel, one array for each level, the top first; at most `limit` frames.
 
-        Raises VmcoreError where this is not known for an architecture. A table that cannot be read leads nowhere.
+        A table that cannot be read leads nowhere.
         """
-        raise VmcoreError(f"the levels of the page tables of {self._core.machine} are not known")
+        frames = np.array([self.top_paddr >> PAGE_SHIFT], dtype=np.int64)
+        for level in range(self.levels, 0, -1):
+            frames = frames[:limit]
+            limit -= len(frames)
+            yield frames
+            if level == 1:
+                return
+            below: list[npt.NDArray[np.int64]] = []
+            for frame in ints(frames):
+                try:
+                    entries = np.frombuffer(self._core.read(frame << PAGE_SHIFT, PAGE_SIZE), dtype="<u8")
+                except VmcoreError:
+                    continue
+                below.append(self._lower_tables(entries, level).astype(np.int64) >> PAGE_SHIFT)
+            frames = np.unique(np.concatenate(below)) if below else frames[:0]
 
     def to_phys(self, vaddr: int) -> int | None:
         """The physical address behind `vaddr`, or None where nothing is mapped."""

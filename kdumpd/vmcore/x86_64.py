@@ -6,15 +6,11 @@ Every address is walked, the direct map too: with KASLR its base is nobody's con
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
@@ -23,12 +19,10 @@ _PRESENT = 1 << 0
 _HUGE = 1 << 7
 _ADDRESS = 0x000FFFFFFFFFF000
 _ENTRIES = 512
-_CACHE = 256
-_TABLE = struct.Struct("<512Q")
 
 
 class X86PageTables(PageTables):
-    """Walks from init_top_pgt. Tables read once are kept, up to 1 MiB of them."""
+    """Walks from init_top_pgt."""
 
     def __init__(self, core: CrashedMemory, info: Vmcoreinfo) -> None:
         """Raises VmcoreError when the top of the page tables cannot be found."""
@@ -45,7 +39,6 @@ class X86PageTables(PageTables):
         self._mask = _ADDRESS & ~(info.number("sme_mask") or 0)
         self.levels = 5 if info.number("pgtable_l5_enabled") else 4
         self.top_paddr = (top - KERNEL_MAP + phys_base) & _ADDRESS
-        self._tables: dict[int, tuple[int, ...]] = {}
         self._table(self.top_paddr)
 
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
@@ -64,34 +57,12 @@ class X86PageTables(PageTables):
             table = entry & self._mask
         return None
 
-    def levels_below_top(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
-        frames = np.array([self.top_paddr >> PAGE_SHIFT], dtype=np.int64)
-        for level in range(self.levels, 0, -1):
-            frames = frames[:limit]
-            limit -= len(frames)
-            yield frames
-            if level == 1:
-                return
-            below: list[npt.NDArray[np.int64]] = []
-            for frame in ints(frames):
-                try:
-                    entries = np.frombuffer(self._core.read(frame << PAGE_SHIFT, PAGE_SIZE), dtype="<u8")
-                except VmcoreError:
-                    continue
-                if level == self.levels:
-                    entries = entries[_ENTRIES // 2 :]  # the kernel's half
-                held = entries[(entries & _PRESENT != 0) & ((entries & _HUGE == 0) | (level > 3))]
-                below.append((held & np.uint64(self._mask)).astype(np.int64) >> PAGE_SHIFT)
-            frames = np.unique(np.concatenate(below)) if below else frames[:0]
-
-    def _table(self, paddr: int) -> tuple[int, ...]:
-        table = self._tables.get(paddr)
-        if table is None:
-            table = _TABLE.unpack(self._core.read(paddr, PAGE_SIZE))
-            if len(self._tables) >= _CACHE:
-                del self._tables[next(iter(self._tables))]
-            self._tables[paddr] = table
-        return table
+    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+        if level == self.levels:
+            entries = entries[_ENTRIES // 2 :]  # the kernel's half
+        held: npt.NDArray[np.uint64] = entries[(entries & _PRESENT != 0) & ((entries & _HUGE == 0) | (level > 3))]
+        held &= np.uint64(self._mask)
+        return held
 
 
 def _phys_base_of(core: CrashedMemory) -> int:

@@ -149,3 +149,16 @@ def test_what_cannot_be_understood_is_said(key: str, value: str, text: str) -> N
 def test_kernels_before_5_9_tell_only_what_they_were_built_for() -> None:
     lines = info(48, **{"NUMBER(TCR_EL1_T1SZ)": "", "NUMBER(VA_BITS)": "48"})
     assert Arm64PageTables(Memory(), lines).levels == 4
+
+
+def test_all_tables_of_the_kernel_level_by_level() -> None:
+    memory = Memory()
+    memory.entry(TOP, 0, 0x2000 | TABLE)
+    memory.entry(TOP, 511, 0x3000 | TABLE)
+    memory.entry(0x2000, 7, 0x40000000 | ATTRIBUTES | 1)  # a block leads nowhere
+    memory.entry(0x3000, 1, 0x4000 | TABLE)
+    memory.entry(0x4000, 1, 0x5000 | TABLE)
+    memory.entry(0x4000, 2, 0x70000000 | TABLE)
+    levels = [frames.tolist() for frames in Arm64PageTables(memory, info(48)).levels_below_top(100)]
+    assert levels == [[1], [2, 3], [4], [5, 0x70000]]
+    assert [len(frames) for frames in Arm64PageTables(memory, info(48)).levels_below_top(3)] == [1, 2, 0, 0]
