@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import kdumpd
-from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.dump import PHASES, Outcome, write_dump
 from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.source import Source
@@ -30,7 +30,7 @@ from kdumpd.vmcore.kernel_log import panic_line
 
 _MANIFEST_ROOM = 64 << 10
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
-_PHASES = 5
+_PHASES = 2 + PHASES + 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,9 @@ class _Run:
             with self._directory.create_file(INCOMPLETE_NAME) as file:
                 write_dump(source, file, outcome, options, self._progress)
             if options.verify:
-                verify(self._directory.path / INCOMPLETE_NAME)
+                self._progress.phase("checking what was written")
+                with outcome.timed("verify"):
+                    verify(self._directory.path / INCOMPLETE_NAME)
             self._directory.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)
@@ -212,12 +214,16 @@ class _Run:
             finished_usec=time.time_ns() // 1000,
             kdumpd_version=kdumpd.__version__,
             image_id=self._image,
-            level=self._dump.levels[0],
+            level=self._dump.levels[0] if outcome.level is None else outcome.level,
             compression=str(self._dump.compression),
+            compression_level=outcome.compression_level,
             dump=FileRecord(name=name, size_bytes=outcome.size_bytes, regions=outcome.regions) if dumped else None,
             log=log,
             pages=outcome.pages,
             peak_rss_bytes=peak_rss(),
+            lowest_available_bytes=self._progress.lowest_available,
+            timings_sec=outcome.timings_sec,
+            steps=tuple(source.steps) if source is not None else (),
             notes=tuple(dict.fromkeys(self._notes)),
         )
 

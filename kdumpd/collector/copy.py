@@ -9,6 +9,7 @@ for any number of threads.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -54,12 +55,17 @@ class _Batch:
         return packed
 
 
-class Copier:
-    """Copies any number of stages to one writer; a context manager, as it may own threads.
+@dataclasses.dataclass(slots=True)
+class Copied:
+    """`zero` counts pages that took no room, `unreadable` are the pfns of those saved as zeros since their memory
+    could not be read."""
 
-    `zero` counts pages that took no room, `unreadable` are the pfns of those saved as zeros since their memory could
-    not be read.
-    """
+    zero: int = 0
+    unreadable: list[int] = dataclasses.field(default_factory=list)
+
+
+class Copier:
+    """Copies any number of stages to one writer; a context manager, as it may own threads."""
 
     def __init__(
         self,
@@ -70,8 +76,9 @@ class Copier:
         level: int | None,
         threads: int,
         step: Callable[[], None],
+        copied: Copied,
     ) -> None:
-        """`step` is called after each batch."""
+        """`step` is called after each batch, `copied` is kept up to date."""
         self._core = core
         self._writer = writer
         self._step = step
@@ -86,8 +93,7 @@ class Copier:
                 thread = threading.Thread(target=self._serve, args=(packing,), name=f"pack-{number}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        self.zero = 0
-        self.unreadable: list[int] = []
+        self._copied = copied
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +119,7 @@ class Copier:
                 batch = self._idle.pop()
                 batch.pfns = pfns
                 bad = self._core.read_pages(pfns, batch.source.pages[: len(pfns)])
-                self.unreadable.extend(ints(pfns[bad]))
+                self._copied.unreadable.extend(ints(pfns[bad]))
                 if self._threads:
                     self._queue.put(batch)
                 else:
@@ -131,7 +137,7 @@ class Copier:
         try:
             packed = batch.result()
             self._writer.write(packed, batch.pfns)
-            self.zero += len(packed.sizes) - len(packed.parts)
+            self._copied.zero += len(packed.sizes) - len(packed.parts)
         finally:
             self._idle.append(batch)
         self._step()

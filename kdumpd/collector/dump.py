@@ -1,71 +1,93 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From an open vmcore to a dump in a sink: classify, lay out, copy, finish."""
+"""From an open vmcore to a dump in a sink: classify, fit, lay out, copy, finish."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 
-from kdumpd.collector.copy import Copier
+from kdumpd.collector.copy import MAX_THREADS, Copied, Copier
+from kdumpd.collector.fit import Plan, fitting_plan
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import Progress
+from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
-from kdumpd.dumpfile.manifest import Region
+from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.dumpfile.manifest import Region, Step
+from kdumpd.dumpfile.packing import FAST
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
-from kdumpd.errors import KdumpError
-from kdumpd.vmcore.classify import Classification
+from kdumpd.errors import KdumpError, NoSpaceError
 from kdumpd.vmcore.memory import PAGE_SIZE
 
+# The phases that `write_dump` announces.
+PHASES = 4
 _MAX_NAMED_PFNS = 16
+_ENOUGH_TO_MEASURE = 1 << 20
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What became of the dump, kept up to date so that a failure leaves it true."""
+    """What became of the dump, kept up to date so that a failure leaves it true.
+
+    `level` and `compression_level` are those taken in the end, `timings_sec` what each part of the work took.
+    """
 
     pages: dict[str, int] = dataclasses.field(default_factory=dict)
     size_bytes: int = 0
+    level: int | None = None
+    compression_level: int | None = None
     regions: tuple[Region, ...] = ()
     notes: list[str] = dataclasses.field(default_factory=list)
+    timings_sec: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measures a part of the work."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings_sec[part] = round(time.monotonic() - began, 3)
 
 
 def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOptions, progress: Progress) -> None:
     """Writes the whole dump and waits until it is on stable storage. `outcome` tells how far it came.
 
-    Raises KdumpError; what was written by then can be read up to the last descriptor that found room.
+    Raises KdumpError, NoSpaceError where the target holds less than was asked for; what was written by then can be
+    read up to the last descriptor that found room.
     """
-    level = options.levels[0]
-    progress.phase(f"choosing pages (level {level})")
-    found = source.classify(level)
+    progress.phase(f"choosing pages (level {options.levels[0]})")
+    with outcome.timed("choose"):
+        plan = fitting_plan(source, sink, options)
+    found = plan.found
+    outcome.level = plan.level
     outcome.pages = {"total": found.total, "kept": found.kept_count}
     outcome.pages.update({page_class.name.lower(): count for page_class, count in found.counts.items()})
 
-    progress.phase("writing pages")
-    writer = DiskdumpWriter(
-        sink,
-        source.origin(),
-        codec=options.codec,
-        level=level,
-        max_mapnr=source.core.max_pfn,
-        present=found.present,
-        kept=found.kept,
-        checksums=options.checksums,
-    )
-    copier = Copier(
-        source.core,
-        writer,
-        codec=options.codec,
-        level=options.compression_level,
-        threads=options.threads,
-        step=lambda: progress.step(writer.written, found.kept_count, writer.written * PAGE_SIZE, writer.size),
-    )
+    progress.phase("writing what is needed first")
     try:
-        with copier:
-            _copy_in_order(source, found, writer, copier)
+        writer = DiskdumpWriter(
+            sink,
+            source.origin(),
+            codec=options.codec,
+            level=plan.level,
+            max_mapnr=source.core.max_pfn,
+            present=found.present,
+            kept=plan.kept,
+            checksums=options.checksums,
+        )
+    except NoSpaceError as error:
+        source.steps.append(Step("log-only", f"not even the headers of a dump fit: {error.sentence}"))
+        raise
+    try:
+        _copy(source, plan, writer, outcome, options, progress)
         progress.phase("making it durable")
-        outcome.regions = writer.finish()
+        with outcome.timed("finish"):
+            outcome.regions = writer.finish(complete=plan.shortage is None)
     except BaseException:
         # Whatever stopped the copy: the descriptors of what was written make it readable.
         with contextlib.suppress(KdumpError):
@@ -74,18 +96,62 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
     finally:
         writer.close()
         outcome.size_bytes = writer.size
-        outcome.pages.update(written=writer.written, zero=copier.zero, unreadable=len(copier.unreadable))
-        if copier.unreadable:
-            named = ", ".join(f"{pfn:#x}" for pfn in copier.unreadable[:_MAX_NAMED_PFNS])
-            more = "" if len(copier.unreadable) <= _MAX_NAMED_PFNS else ", ..."
+        outcome.pages["written"] = writer.written
+    if plan.shortage is not None:
+        raise NoSpaceError(plan.shortage)
+
+
+def _copy(
+    source: Source, plan: Plan, writer: DiskdumpWriter, outcome: Outcome, options: DumpOptions, progress: Progress
+) -> None:
+    """What opens the dump and what is asked for first, then slab, then the rest."""
+    waiting = Waiting(plan.kept.copy())
+    copied = Copied()
+
+    def step() -> None:
+        progress.step(writer.written, writer.count, writer.written * PAGE_SIZE, writer.size)
+
+    def copier() -> Copier:
+        return Copier(
+            source.core,
+            writer,
+            codec=options.codec,
+            level=outcome.compression_level,
+            threads=options.threads,
+            step=step,
+            copied=copied,
+        )
+
+    outcome.compression_level = options.compression_level
+    try:
+        with outcome.timed("critical"), copier() as first:
+            for stage in source.stages():
+                first.copy([waiting.take(stage.pfns)])
+            writer.checkpoint()
+        if options.compression_level is None and options.codec is Codec.ZSTD:
+            with outcome.timed("measure"):
+                outcome.compression_level = _level_for(source, plan, writer, options.threads)
+        progress.phase("writing the rest")
+        with copier() as second:
+            with outcome.timed("slab"):
+                second.copy(waiting.take_marked(plan.found.slab))
+            with outcome.timed("rest"):
+                second.copy(waiting.take_all())
+    finally:
+        outcome.pages.update(zero=copied.zero, unreadable=len(copied.unreadable))
+        if copied.unreadable:
+            named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])
+            more = "" if len(copied.unreadable) <= _MAX_NAMED_PFNS else ", ..."
             outcome.notes.append(f"pages that could not be read were saved as zeros: pfn {named}{more}")
 
 
-def _copy_in_order(source: Source, found: Classification, writer: DiskdumpWriter, copier: Copier) -> None:
-    """What opens the dump and what is asked for first, then slab, then the rest."""
-    waiting = Waiting(found.kept.copy())
-    for stage in source.stages():
-        copier.copy([waiting.take(stage.pfns)])
-    writer.checkpoint()
-    copier.copy(waiting.take_marked(found.slab))
-    copier.copy(waiting.take_all())
+def _level_for(source: Source, plan: Plan, writer: DiskdumpWriter, threads: int) -> int:
+    """The level of zstd for the rest, by how fast the target took the first part and how fast pages are packed."""
+    if writer.write_seconds <= 0 or writer.data_size < _ENOUGH_TO_MEASURE:
+        return FAST
+    pages = SampledPages(source.core, plan.kept)
+    return best_level(
+        {level: pages.packed(Codec.ZSTD, level) for level in AUTO_LEVELS},
+        bytes_per_second=writer.data_size / writer.write_seconds,
+        threads=min(threads, MAX_THREADS),
+    )

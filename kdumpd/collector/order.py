@@ -14,35 +14,35 @@ _STEP = 1 << 13  # bytes of bitmap, 65,536 pages, looked at in one go
 
 
 class Waiting:
-    """The pages that are still to be written, as a bitmap. `bits` is changed."""
+    """The pages that are still to be written: those whose bit is set in `bits`, which is changed."""
 
     def __init__(self, bits: Bytes) -> None:
-        self._bits = bits
+        self.bits = bits
 
     def take(self, pfns: Pfns) -> Pfns:
         """Those of ascending, unique `pfns` that still wait; they do not any more."""
-        pfns = pfns[(pfns >= 0) & (pfns < len(self._bits) * 8)]
+        pfns = pfns[(pfns >= 0) & (pfns < len(self.bits) * 8)]
         places = pfns >> 3
         masks = np.left_shift(1, pfns & 7).astype(np.uint8)
-        taken: Pfns = pfns[(self._bits[places] & masks) != 0]
+        taken: Pfns = pfns[(self.bits[places] & masks) != 0]
         if len(pfns):
             firsts = np.flatnonzero(np.diff(places, prepend=-1))
-            self._bits[places[firsts]] &= ~np.bitwise_or.reduceat(masks, firsts)
+            self.bits[places[firsts]] &= ~np.bitwise_or.reduceat(masks, firsts)
         return taken
 
     def take_marked(self, marked: Bytes) -> Iterator[Pfns]:
         """As `take`, for the pages of a bitmap, in ascending pieces."""
-        for at in range(0, len(self._bits), _STEP):
+        for at in range(0, len(self.bits), _STEP):
             here = slice(at, at + _STEP)
-            found = self._bits[here] & marked[here]
+            found = self.bits[here] & marked[here]
             if found.any():
-                self._bits[here] &= ~found
+                self.bits[here] &= ~found
                 yield _pfns(found, at)
 
     def take_all(self) -> Iterator[Pfns]:
         """The rest, in ascending pieces."""
-        for at in range(0, len(self._bits), _STEP):
-            found = self._bits[at : at + _STEP]
+        for at in range(0, len(self.bits), _STEP):
+            found = self.bits[at : at + _STEP]
             if found.any():
                 yield _pfns(found, at)
                 found[:] = 0

@@ -15,12 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from kdumpd.dumpfile.diskdump import SIGNATURE, Utsname
 from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
+from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.classify import Classification, classify, count_bits, keep_all
-from kdumpd.vmcore.critical import Stage, critical_stages
+from kdumpd.vmcore.critical import Stage, critical_stages, must_keep
 from kdumpd.vmcore.crosscheck import agreed
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_facts import KernelFacts, find_facts
@@ -29,7 +32,7 @@ from kdumpd.vmcore.log_clear import clear_sequence
 from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.memory import CrashedMemory
-from kdumpd.vmcore.rules import rules_of
+from kdumpd.vmcore.rules import PageClass, rules_of
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
 
@@ -55,12 +58,14 @@ def open_memory(path: Path) -> CrashedMemory:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Source:
-    """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail."""
+    """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail, `steps` as
+    the work goes another way than asked for."""
 
     core: CrashedMemory
     info: Vmcoreinfo
     tables: PageTables | None
     notes: list[str]
+    steps: list[Step] = dataclasses.field(default_factory=list)
     _facts: KernelFacts | None = None
     _looked_for_facts: bool = False
 
@@ -160,21 +165,48 @@ class Source:
 
     def _classify(self, level: int) -> Classification:
         if self.tables is None:
-            self.notes.append("nothing is left out: without page tables the memory map cannot be found")
-            return keep_all(self.core)
+            return self._everything("without page tables the memory map cannot be found")
         try:
-            info = agreed(self.info, self.facts(), self.notes)
-            rules = rules_of(info)
-            self.notes.extend(rules.missing)
-            memory_map = MemoryMap(self.core, info, self.tables)
-            found = classify(self.core, memory_map, rules, level)
+            return self._guarded(level, self.tables)
         except VmcoreError as error:
-            self.notes.append(f"nothing is left out: {error}")
-            return keep_all(self.core)
+            return self._everything(str(error))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A value that no check foresaw must cost the filter, not the dump.
-            self.notes.append(f"nothing is left out, {FAULT}: {error!r}")
-            return keep_all(self.core)
+            return self._everything(f"{FAULT}: {error!r}")
+
+    def _everything(self, reason: str) -> Classification:
+        self.notes.append(f"nothing is left out: {reason}")
+        self.steps.append(Step("everything", reason))
+        return keep_all(self.core)
+
+    def _guarded(self, level: int, tables: PageTables) -> Classification:
+        """Rules that leave out a page without which nothing opens the dump are wrong for this memory: they go off."""
+        info = agreed(self.info, self.facts(), self.notes)
+        rules = rules_of(info)
+        self.notes.extend(rules.missing)
+        memory_map = MemoryMap(self.core, info, tables)
+        needed = must_keep(self.core, self.info, tables, self.notes)
+        watched = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
+        off: set[PageClass] = set()
+        while True:
+            found = classify(self.core, memory_map, rules, level, off=off, watched=watched)
+            wrong = set(found.lost.values()) - off
+            if not found.lost or not wrong:
+                break
+            off |= wrong
+            for page_class in sorted(wrong):
+                pfn = min(each for each, its in found.lost.items() if its is page_class)
+                what = next(name for name, pfns in needed.items() if pfn in pfns)
+                self.steps.append(
+                    Step(
+                        "less-filtered",
+                        f"the rule for {page_class.name.lower()} pages is off: it would leave out pfn {pfn:#x}, "
+                        f"a page of the {what}",
+                    )
+                )
+                self.notes.append(self.steps[-1].reason)
+        if found.lost:
+            return self._everything(f"pfn {min(found.lost):#x} must not be left out and would be, by every rule")
         return found
 
     def stages(self) -> Iterator[Stage]:

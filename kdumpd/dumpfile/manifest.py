@@ -55,6 +55,14 @@ class FileRecord:
     regions: tuple[Region, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """Something that was done otherwise than asked for, and the reason, a sentence."""
+
+    step: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """See the module. Times are microseconds of CLOCK_REALTIME, sizes bytes, counts pages."""
@@ -73,10 +81,14 @@ class Manifest:
     image_id: str | None = None
     level: int | None = None
     compression: str | None = None
+    compression_level: int | None = None
     dump: FileRecord | None = None
     log: FileRecord | None = None
     pages: Mapping[str, int] = dataclasses.field(default_factory=dict)
     peak_rss_bytes: int | None = None
+    lowest_available_bytes: int | None = None
+    timings_sec: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -100,6 +112,8 @@ class Manifest:
                 known[name] = None if record is None else _file_record(record)
             known["notes"] = tuple(str(note) for note in known.get("notes", ()))
             known["pages"] = {str(key): int(value) for key, value in known.get("pages", {}).items()}
+            known["timings_sec"] = {str(key): float(value) for key, value in known.get("timings_sec", {}).items()}
+            known["steps"] = tuple(Step(str(each["step"]), str(each["reason"])) for each in known.get("steps", ()))
             manifest = cls(**known)
             for name in ("started_usec", "finished_usec"):
                 if not isinstance(getattr(manifest, name), int):

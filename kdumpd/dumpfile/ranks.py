@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import DumpFormatError
+from kdumpd.vmcore.arrays import ints
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK = 512  # bytes of bitmap between two counts
@@ -73,3 +74,15 @@ class Ranks:
         if not there.all():
             raise DumpFormatError(f"pfn {int(pfns[~there][0]):#x} is not among the pages to write")
         return ranks
+
+    def select(self, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The page frames that have the ascending `ranks`, each below `count`."""
+        pfns = np.zeros(len(ranks), dtype=np.int64)
+        blocks = np.searchsorted(self._before, ranks, side="right") - 1
+        starts = ints(np.flatnonzero(np.diff(blocks, prepend=-1)))
+        for first, last in itertools.pairwise([*starts, len(ranks)]):
+            block = int(blocks[first])
+            at = block * _BLOCK
+            bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
+            pfns[first:last] = np.flatnonzero(bits)[ranks[first:last] - self._before[block]] + block * _PAGES
+        return pfns

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -96,6 +97,7 @@ class DiskdumpWriter:
             bitmap_blocks=bitmap_blocks,
         )
         self.written = 0
+        self.write_seconds = 0.0
         self._ranks = Ranks.of_array(kept)
         self._data_start = self._header.descriptor_offset + self._ranks.count * DESCRIPTOR.size
         self._end = self._data_start
@@ -122,6 +124,16 @@ class DiskdumpWriter:
         """Bytes of the file so far, holes for descriptors to come included."""
         return self._end
 
+    @property
+    def data_size(self) -> int:
+        """Bytes of page data so far; writing them, and waiting for them to be safe, took `write_seconds`."""
+        return self._end - self._data_start
+
+    @property
+    def count(self) -> int:
+        """Pages that are to be written; `written` have been."""
+        return self._ranks.count
+
     def _write_header(self) -> None:
         main, sub = self._header.pack()
         self._sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
@@ -135,7 +147,9 @@ class DiskdumpWriter:
             self._sink.write_at(offset + len(bits), bytes(end - offset - len(bits)))
 
     def _append(self, parts: Sequence[Buffer], size: int) -> None:
+        began = time.monotonic()
         self._sink.write_parts(self._end, parts)
+        self.write_seconds += time.monotonic() - began
         if self._digest is not None:
             for part in parts:
                 self._digest.update(part)
@@ -187,7 +201,9 @@ class DiskdumpWriter:
         if self._syncing is None:
             return
         syncing, self._syncing = self._syncing, None
+        began = time.monotonic()
         syncing.result()
+        self.write_seconds += time.monotonic() - began
         parts, self._synced = self._synced, []
         if parts:
             ranks = np.concatenate([part[0] for part in parts])
@@ -219,8 +235,9 @@ class DiskdumpWriter:
         """Ends the thread that syncs."""
         self._pool.shutdown()
 
-    def finish(self) -> tuple[Region, ...]:
-        """Declares the dump complete, once all of it is on stable storage.
+    def finish(self, *, complete: bool = True) -> tuple[Region, ...]:
+        """Declares the dump complete, once all of it is on stable storage; or leaves it at INCOMPLETE, if these pages
+        are not all that were wanted.
 
         Returns the checksums of the file's two regions: all up to the descriptors, read back from the target because
         they are not written in order, and the page data.
@@ -230,7 +247,7 @@ class DiskdumpWriter:
         self.checkpoint()
         # First everything, then the word that it is all there.
         self._sink.sync()
-        if self._sink.rewritable:
+        if self._sink.rewritable and complete:
             self._header = dataclasses.replace(self._header, status=self._header.status & ~int(Status.INCOMPLETE))
             self._write_header()
             self._sink.sync()

@@ -7,7 +7,7 @@ Bitmaps here are numpy uint8 arrays, one bit a pfn, the lowest pfn in the lowest
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ _Member = TypeVar("_Member", np.uint8, np.uint32, np.uint64)
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
     """`present`: pages that the core holds. `kept`: those of them to write. `slab`: pages of the slab allocators,
-    whether kept or not. `counts`: pages per class.
+    whether kept or not. `counts`: pages per class. `lost`: those of the watched pages that are left out, and as what.
 
     The counts of the classes and of `kept` add up to `total`; zero pages are found later, while writing.
     """
@@ -38,6 +38,7 @@ class Classification:
     total: int
     kept_count: int
     counts: Mapping[PageClass, int]
+    lost: Mapping[int, PageClass] = dataclasses.field(default_factory=dict)
 
 
 def present_bitmap(core: CrashedMemory) -> Bytes:
@@ -71,10 +72,19 @@ class _Carry:
     page_class: PageClass = PageClass.KERNEL
 
 
-def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: int) -> Classification:
+def classify(
+    core: CrashedMemory,
+    memory_map: MemoryMap,
+    rules: Rules,
+    level: int,
+    *,
+    off: Collection[PageClass] = (),
+    watched: npt.NDArray[np.int64] | None = None,
+) -> Classification:
     """Applies `rules` for dump level `level` (0 to 31) to every page of the memory map.
 
-    A page without a readable struct page is kept.
+    A page without a readable struct page is kept. The rules for the classes `off` are not applied. `watched` are
+    ascending pfns of which the result tells by what rule they are left out.
     """
     present = present_bitmap(core)
     kept = present.copy()
@@ -82,6 +92,7 @@ def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: in
     total = count_bits(present)
     counts = np.zeros(len(PageClass), dtype=np.int64)
     carry = _Carry()
+    lost: dict[int, PageClass] = {}
     for piece, data in memory_map.blocks():
         end = min(piece.start_pfn + piece.count, core.max_pfn)
         count = end - piece.start_pfn
@@ -90,8 +101,12 @@ def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: in
         if carry.until <= piece.start_pfn:
             carry = _Carry()
         classes, is_slab = _classify_block(
-            data[: count * rules.size_of_page], piece.start_pfn, count, rules, level, carry
+            data[: count * rules.size_of_page], piece.start_pfn, count, rules, level, carry, off
         )
+        if watched is not None:
+            for pfn in ints(watched[slice(*np.searchsorted(watched, (piece.start_pfn, end)))]):
+                if classes[pfn - piece.start_pfn]:
+                    lost[pfn] = PageClass(int(classes[pfn - piece.start_pfn]))
         _apply(piece.start_pfn, classes, present, kept, counts)
         _mark(slab, piece.start_pfn, is_slab)
     kept_count = count_bits(kept)
@@ -102,6 +117,7 @@ def classify(core: CrashedMemory, memory_map: MemoryMap, rules: Rules, level: in
         total=total,
         kept_count=kept_count,
         counts={each: int(counts[each]) for each in PageClass if each is not PageClass.KERNEL},
+        lost=lost,
     )
 
 
@@ -192,7 +208,7 @@ def _mark(bits: Bytes, start: int, marked: Flags) -> None:
 
 
 def _classify_block(
-    data: Bytes, start: int, count: int, rules: Rules, level: int, carry: _Carry
+    data: Bytes, start: int, count: int, rules: Rules, level: int, carry: _Carry, off: Collection[PageClass]
 ) -> tuple[Bytes, Flags]:
     """The class of each page of a block, 0 (KERNEL) to keep it, and which are slab. `carry` is read and updated."""
     block = _Block(data, count, rules)
@@ -225,11 +241,13 @@ def _classify_block(
 
     def assign(mask: Flags, page_class: PageClass) -> None:
         nonlocal undecided
+        if page_class in off:
+            return
         mask = mask & undecided
         classes[mask] = page_class
         undecided &= ~mask
 
-    if level & Level.FREE and rules.buddy_type is not None:
+    if level & Level.FREE and rules.buddy_type is not None and PageClass.FREE not in off:
         buddy = block.is_type(rules.buddy_type) & ~slab & undecided
         orders = block.u64(rules.private)[buddy]
         # An order that no free list has means a damaged struct page: the page is kept.

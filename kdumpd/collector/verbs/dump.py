@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from kdumpd.collector.dump import Outcome, write_dump
+from kdumpd.collector.dump import PHASES, Outcome, write_dump
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import size_text
 from kdumpd.collector.source import Source
@@ -22,7 +22,6 @@ from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import NoSpaceError, UsageError
 from kdumpd.targets.stream import OutputStream
 
-_PHASES = 3
 _STDOUT_FD = 1
 
 
@@ -65,7 +64,7 @@ def open_source(options: CollectorOptions, vmcore: Path, console: Console) -> So
 
 def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptions, console: Console) -> None:
     try:
-        write_dump(source, sink, outcome, DumpOptions.of(options.dump), console.progress(_PHASES))
+        write_dump(source, sink, outcome, DumpOptions.of(options.dump), console.progress(PHASES))
     finally:
         for note in dict.fromkeys((*source.notes, *outcome.notes)):
             console.note(note)

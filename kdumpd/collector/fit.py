@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which pages fit on the target: the wanted level, the next of the ladder, or what an analyst needs first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.collector.options import DumpOptions
+from kdumpd.collector.order import Waiting
+from kdumpd.collector.progress import size_text
+from kdumpd.collector.sample import SampledPages
+from kdumpd.collector.source import Source
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, layout
+from kdumpd.dumpfile.manifest import Step
+from kdumpd.dumpfile.ranks import count_bits
+from kdumpd.dumpfile.sink import Sink
+from kdumpd.vmcore.classify import Classification
+from kdumpd.vmcore.memory import PAGE_SIZE
+
+# What the sample may be off by: a level is taken when it fits with so much to spare. The last one is tried as long
+# as it is not sure to fail, for a dump that ends early holds more than one that was not begun.
+_SPARE = 1.03
+_LAST_CHANCE = 0.85
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The pages to write. `shortage` says why they are not all that the level asks for; None when they are."""
+
+    level: int
+    found: Classification
+    kept: npt.NDArray[np.uint8]
+    shortage: str | None
+
+
+def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
+    """Classifies for one level after the other until the dump fits. What was decided is added to `source.steps`."""
+    room = sink.free_bytes()
+    *others, last = options.levels
+    for level in others:
+        found = source.classify(level)
+        need = _estimate(source, options, found.kept, found.kept_count)
+        if room is None or need * _SPARE <= room:
+            return Plan(level=level, found=found, kept=found.kept, shortage=None)
+        _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
+    found = source.classify(last)
+    need = _estimate(source, options, found.kept, found.kept_count)
+    if room is None or need * _LAST_CHANCE <= room:
+        if others:
+            source.steps.append(Step(f"level-{last}", f"it needs about {size_text(need)}"))
+        return Plan(level=last, found=found, kept=found.kept, shortage=None)
+    _tell(source, f"not-level-{last}", room, need, f"a dump of level {last}")
+    return _reduced(source, options, last, found, room)
+
+
+def _reduced(source: Source, options: DumpOptions, level: int, found: Classification, room: int) -> Plan:
+    """What an analyst needs first, with slab if there is room for it. Without room it is tried all the same."""
+    rest = Waiting(found.kept.copy())
+    for stage in source.stages():
+        rest.take(stage.pfns)
+    critical = found.kept & ~rest.bits
+    name, saved, kept = "critical-and-slab", "what an analyst needs first and slab were saved", found.kept & found.slab
+    kept |= critical
+    need = _estimate(source, options, kept, count_bits(kept))
+    if need * _SPARE > room:
+        _tell(source, "not-critical-and-slab", room, need, "what an analyst needs first, with slab,")
+        name, saved, kept = "critical", "what an analyst needs first was saved", critical
+    shortage = f"the target has room for {size_text(room)} only; {saved}"
+    source.steps.append(Step(name, shortage))
+    return Plan(level=level, found=found, kept=kept, shortage=shortage)
+
+
+def _tell(source: Source, step: str, room: int, need: int, what: str) -> None:
+    source.steps.append(
+        Step(step, f"{what} needs about {size_text(need)}, and the target has room for {size_text(room)}")
+    )
+
+
+def _estimate(source: Source, options: DumpOptions, kept: npt.NDArray[np.uint8], count: int) -> int:
+    """Bytes that a dump of the `count` pages of `kept` will take."""
+    sub_blocks, bitmap_blocks = layout(max_mapnr=source.core.max_pfn, note_size=len(source.core.notes_block))
+    head = (1 + sub_blocks + bitmap_blocks) * BLOCK_SIZE + SUB_HEADER_SIZE + count * DESCRIPTOR.size
+    if not count:
+        return head
+    sample = SampledPages(source.core, kept).packed(options.codec, options.compression_level)
+    return head + int(count * min(sample.bytes_per_page, PAGE_SIZE))
