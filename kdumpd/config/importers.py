@@ -191,19 +191,25 @@ def _suse_target(value: str) -> _Pairs:
 def _suse_collector(file: str, last: Mapping[str, Assignment], lost: list[Problem]) -> Iterator[Line]:
     """Level and format are one directive here."""
     formats = {"compressed": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
-    level, form = last.get("KDUMP_DUMPLEVEL"), last.get("KDUMP_DUMPFORMAT")
-    words = []
-    if form is not None and form.value:
+    level, form = (last.get(name) for name in ("KDUMP_DUMPLEVEL", "KDUMP_DUMPFORMAT"))
+    given = [entry for entry in (level, form) if entry is not None and entry.value]
+    flag = "-z"
+    if form in given and form is not None:
         if form.value.lower() in formats:
-            words.append(formats[form.value.lower()])
+            flag = formats[form.value.lower()]
         else:
             message = f"the format '{form.value}' is not taken over: dumps are kdump-compressed"
             lost.append(Problem(file=file, line=form.line, message=message, fatal=False))
-    if level is not None and level.value:
-        words.append(f"-d {level.value}")
-    if words:
-        line = max(entry.line for entry in (level, form) if entry is not None)
-        yield Line(directive="core_collector", value=f"makedumpfile {' '.join(words)}", file=file, line=line)
+            given.remove(form)
+    if given:
+        # What is not said is 31 there; with core_collector it would be 0 here.
+        wanted = level.value if level is not None and level.value else "31"
+        yield Line(
+            directive="core_collector",
+            value=f"makedumpfile {flag} -d {wanted}",
+            file=file,
+            line=max(entry.line for entry in given),
+        )
 
 
 def _true_is(directive: str, value: str, otherwise: str) -> _Reader:

@@ -99,6 +99,11 @@ def _changes(name: str, value: str) -> dict[str, object]:
 _KNOWN = ("path", "final_action", "failure_action", "default", "core_collector", "on_unload")
 
 
+def directives() -> frozenset[str]:
+    """All names that mean something here, if only that they are refused."""
+    return frozenset(_KNOWN) | _TARGETS | _UNAVAILABLE | _WITHOUT_EFFECT | _OBSOLETE
+
+
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, [*_KNOWN, *_TARGETS, *_UNAVAILABLE, *_WITHOUT_EFFECT], n=1)
     guess = f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Completion of kdumpctl(8) for fish. tests/unit/packaging compares it with the parser.
+
+function __kdumpctl_crashes
+    echo last
+    command kdumpctl list --json 2>/dev/null | string match -ra '"name": "[^"]*"' | string split -f 4 '"'
+end
+
+function __kdumpctl_kernels
+    for folder in /usr/lib/modules/*/
+        basename $folder
+    end
+end
+
+set -l verbs status why-stale watch list info verify test load start unload stop reload restart rebuild show-config \
+    check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation kernel-hook
+set -l none "not __fish_seen_subcommand_from $verbs"
+
+complete -c kdumpctl -f
+complete -c kdumpctl -l json -d 'print JSON' -xa 'short pretty off'
+complete -c kdumpctl -l root -d 'look at the machine below a folder' -xa '(__fish_complete_directories)'
+complete -c kdumpctl -s h -l help -d 'a short help'
+complete -c kdumpctl -n $none -l version -d 'the version'
+
+complete -c kdumpctl -n $none -a status -d 'is this machine ready?'
+complete -c kdumpctl -n $none -a why-stale -d 'why what is loaded is out of date'
+complete -c kdumpctl -n $none -a watch -d 'print each change of the state'
+complete -c kdumpctl -n $none -a list -d 'the crashes that were captured'
+complete -c kdumpctl -n $none -a info -d 'all about one crash'
+complete -c kdumpctl -n $none -a verify -d 'check the files of one crash'
+complete -c kdumpctl -n $none -a test -d 'CRASH this machine'
+complete -c kdumpctl -n $none -a 'load start' -d 'build if needed, and load'
+complete -c kdumpctl -n $none -a 'unload stop' -d 'unload the capture kernel'
+complete -c kdumpctl -n $none -a 'reload restart' -d 'read kdump.conf again'
+complete -c kdumpctl -n $none -a rebuild -d 'build in any case, and load'
+complete -c kdumpctl -n $none -a show-config -d 'the configuration in force'
+complete -c kdumpctl -n $none -a check-config -d 'complain about kdump.conf'
+complete -c kdumpctl -n $none -a import-config -d 'import the settings of another kdump'
+complete -c kdumpctl -n $none -a estimate -d 'how much memory a capture needs'
+complete -c kdumpctl -n $none -a showmem -d 'how much memory is reserved'
+complete -c kdumpctl -n $none -a get-default-crashkernel -d 'the crashkernel= that fits'
+complete -c kdumpctl -n $none -a reset-crashkernel -d 'set the boot loader to it'
+complete -c kdumpctl -n $none -a reservation -d 'show or set crashkernel= of the next boot'
+complete -c kdumpctl -n $none -a kernel-hook -d 'tell of a kernel that came or went'
+
+complete -c kdumpctl -n '__fish_seen_subcommand_from info verify' -a '(__kdumpctl_crashes)'
+complete -c kdumpctl -n '__fish_seen_subcommand_from check-config import-config' -F
+complete -c kdumpctl -n '__fish_seen_subcommand_from import-config reset-crashkernel set' -l dry-run -d 'change nothing'
+complete -c kdumpctl -n '__fish_seen_subcommand_from import-config' -l force -d 'replace an earlier import'
+complete -c kdumpctl -n '__fish_seen_subcommand_from test' -l force -d 'without a question'
+complete -c kdumpctl -n '__fish_seen_subcommand_from reservation; and not __fish_seen_subcommand_from show set' -a 'show set'
+complete -c kdumpctl -n '__fish_seen_subcommand_from kernel-hook; and not __fish_seen_subcommand_from add remove' -a 'add remove'
+complete -c kdumpctl -n '__fish_seen_subcommand_from add remove' -a '(__kdumpctl_kernels)'
