@@ -16,10 +16,7 @@ _MAX_DATA = 16 << 20
 
 
 def keep_variables(kernel: Kernel) -> None:
-    """.data in whole, which is small, and variables outside of it by name; the texts that arrays point at."""
-    begin, end = kernel.symbol("_sdata"), kernel.symbol("_edata")
-    if begin is not None and end is not None and 0 < end - begin <= _MAX_DATA:
-        kernel.trace.keep(begin, end - begin)
+    """What tools read by name, the texts that arrays point at, and the cache of caches."""
     for name, size in VARIABLES.items():
         address = kernel.symbol(name)
         if address is not None and address >> 63:
@@ -39,9 +36,17 @@ def keep_variables(kernel: Kernel) -> None:
             kernel.text(text)
     if kernel.has("pv_info.name") and (paravirt := kernel.symbol("pv_info")) is not None:
         kernel.text(kernel.pointer(paravirt, "pv_info.name"))
-    command_line = kernel.symbol("saved_command_line")
-    if command_line is not None:
-        kernel.trace.keep(kernel.u64(command_line), 4096)
+    for name, size in (("saved_command_line", 4096), ("kmem_cache", kernel.facts.sizes.get("kmem_cache", 0))):
+        pointer = kernel.symbol(name)
+        if pointer is not None:
+            kernel.trace.keep(kernel.u64(pointer), size)
+
+
+def keep_data_section(kernel: Kernel) -> None:
+    """.data in whole: a few hundred kB when compressed, with variables that a newer tool may read by name."""
+    begin, end = kernel.need("_sdata"), kernel.need("_edata")
+    if 0 < end - begin <= _MAX_DATA:
+        kernel.trace.keep(begin, end - begin)
 
 
 def keep_zones(kernel: Kernel) -> None:
@@ -92,9 +97,6 @@ def keep_memory_blocks(kernel: Kernel) -> None:
 def keep_slab_caches(kernel: Kernel) -> None:
     """struct kmem_cache of all caches and their names."""
     size = kernel.size("kmem_cache")
-    own = kernel.symbol("kmem_cache")
-    if own is not None:
-        kernel.trace.keep(kernel.u64(own), size)
     list_at = kernel.offset("kmem_cache.list")
     for entry in kernel.listed(kernel.need("slab_caches"), limit=_MAX_CACHES):
         cache = entry - list_at

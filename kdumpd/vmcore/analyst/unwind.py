@@ -23,6 +23,13 @@ _DISASSEMBLY = 8192
 _LINE = 64
 
 
+def keep_functions(kernel: Kernel) -> None:
+    """The functions that crash looks at when it opens a dump."""
+    for name in FUNCTIONS:
+        if (address := kernel.symbol(name)) is not None:
+            kernel.trace.keep(address, _DISASSEMBLY if name in DISASSEMBLED else _LINE)
+
+
 def code_on(kernel: Kernel, stacks: list[tuple[int, int]]) -> Words:
     """The words in the parts [start, end) of stacks that could be addresses of code, unique, ascending."""
     begin, end = np.uint64(kernel.need("_stext")), np.uint64(kernel.need("_etext"))
@@ -36,9 +43,6 @@ def code_on(kernel: Kernel, stacks: list[tuple[int, int]]) -> Words:
                 continue
             found.append(words[(words >= begin) & (words < end)])
     fixed = [address for name in FUNCTIONS if (address := kernel.symbol(name)) is not None]
-    for name in DISASSEMBLED:
-        if (address := kernel.symbol(name)) is not None:
-            kernel.trace.keep(address, _DISASSEMBLY)
     found.append(np.array(fixed, dtype=np.uint64))
     return np.unique(np.concatenate(found))
 

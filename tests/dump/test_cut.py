@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A dump that was cut short: the first tenth answers like the whole, and less of it still holds the log."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TOP, collect
+from lab import tools, vmcore
+from lab.vmcore import Vmcore
+
+from kdumpd.dumpfile.diskdump import DESCRIPTOR
+from kdumpd.dumpfile.reader import DiskdumpReader
+
+COMMANDS = ["sys", "bt", "foreach bt", "ps", "log", "mod", "files"]
+# struct disk_dump_header: signature, version and struct new_utsname, padded to 8; a timeval; then the status.
+STATUS_AT = (8 + 4 + 6 * 65 + 7) // 8 * 8 + 16
+INCOMPLETE = 8
+
+
+def answers(vmlinux: Path, dump: Path) -> dict[str, str]:
+    """What crash answers to each command, without the words that tell a cut dump from a whole one."""
+    marked = [line for command in COMMANDS for line in (f"!echo ==== {command}", command)]
+    shown = tools.crash(vmlinux, dump, marked).replace(str(dump), "DUMP")
+    shown = shown.replace("[PARTIAL DUMP] [INCOMPLETE]", "[PARTIAL DUMP]")
+    parts = shown.split("==== ")[1:]
+    return {command: part.removeprefix(f"{command}\n") for command, part in zip(COMMANDS, parts, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def vmlinux(core: Vmcore) -> Path:
+    return vmcore.debug_symbols(core.release)
+
+
+@pytest.fixture(scope="module")
+def whole(dump: Path, vmlinux: Path) -> dict[str, str]:
+    """The answers of the whole dump."""
+    found = answers(vmlinux, dump)
+    assert all(len(text.splitlines()) > 4 for text in found.values()), found
+    return found
+
+
+def headers_end(dump: Path) -> int:
+    """Where the page data begins."""
+    with DiskdumpReader(dump) as whole:
+        return whole.header.descriptor_offset + whole.page_count * DESCRIPTOR.size
+
+
+def interrupted(dump: Path, end: int, out: Path) -> Path:
+    """What is on the disk when writing stopped at `end`: no descriptor without its data, and a header that says so."""
+    with DiskdumpReader(dump) as whole:
+        at, count = whole.header.descriptor_offset, whole.page_count
+    data = bytearray(dump.read_bytes()[:end])
+    table = np.frombuffer(data, dtype="<i8", offset=at, count=count * 3).reshape(-1, 3)
+    table[table[:, 0] + (table[:, 1] & 0xFFFFFFFF) > end] = 0
+    (status,) = struct.unpack_from("<i", data, STATUS_AT)
+    struct.pack_into("<i", data, STATUS_AT, status | INCOMPLETE)
+    out.write_bytes(data)
+    return out
+
+
+def test_the_first_tenth_answers_like_the_whole(
+    core: Vmcore, dump: Path, vmlinux: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """Written for real: the file may not grow beyond a tenth, which is to the collector what a full disk is."""
+    limit = dump.stat().st_size // 10
+
+    def shrink() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = tmp_path / "out"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "kdumpd.collector", "-d", "31", "-z", str(core.path), str(out)],
+        cwd=TOP, capture_output=True, text=True, timeout=120, preexec_fn=shrink, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    cut = tmp_path / "out.incomplete"
+    assert cut.stat().st_size <= limit
+    assert answers(vmlinux, cut) == whole
+
+
+@pytest.mark.parametrize("percent", [0.1, 1, 2, 5])
+def test_a_little_more_than_headers_holds_the_log(percent: float, core: Vmcore, dump: Path, tmp_path: Path) -> None:
+    end = headers_end(dump) + int(dump.stat().st_size * percent / 100)
+    cut = interrupted(dump, end, tmp_path / "cut")
+    collect("--dump-dmesg", core.path, tmp_path / "whole")
+    collect("--dump-dmesg", cut, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == (tmp_path / "whole").read_text()
+    assert core.marker in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("core", [("6.1", 4)], indirect=True, ids=["6.1-4level"])
+@pytest.mark.parametrize("percent", [2, 5, 50, 99.9])
+def test_crash_opens_whatever_is_left(
+    percent: float, core: Vmcore, dump: Path, vmlinux: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """From 2 % more than the headers on it opens, and what is missing costs the answers that come last."""
+    end = min(dump.stat().st_size, headers_end(dump) + int(dump.stat().st_size * percent / 100))
+    found = answers(vmlinux, interrupted(dump, end, tmp_path / "cut"))
+    for command in COMMANDS if percent > 10 else ("sys", "ps", "log"):
+        assert found[command] == whole[command]
