@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 
 import kdumpd
-from kdumpd.collector.dump import PHASES, Outcome, write_dump
+from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
 from kdumpd.collector.options import DumpOptions, with_usable_codec
-from kdumpd.collector.progress import Progress, size_text
+from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
 from kdumpd.config.model import CaptureConfig
 from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, FileRecord, Manifest, Result
-from kdumpd.dumpfile.reader import verify
 from kdumpd.errors import KdumpError, os_reason
 from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC, mounted, wait_for_device
@@ -30,7 +29,7 @@ from kdumpd.vmcore.kernel_log import panic_line
 
 _MANIFEST_ROOM = 64 << 10
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
-_PHASES = 2 + PHASES + 1
+_PHASES = 2 + PHASES
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +98,10 @@ def _capture(places: Places, progress: Progress) -> int:
 
 def _tell(progress: Progress, manifest: Manifest, where: str) -> int:
     took = (manifest.finished_usec - manifest.started_usec) / 1e6
+    for step in manifest.steps:
+        progress.say(f"{step.step}: {step.reason}")
     if manifest.result is Result.COMPLETE and manifest.dump is not None:
-        kept, total = manifest.pages.get("kept", 0), manifest.pages.get("total", 0)
-        progress.say(
-            f"SAVED {where}/{DUMP_NAME}: {size_text(manifest.dump.size_bytes)} in {took:.1f} s, "
-            f"{kept} of {total} pages kept"
-        )
+        progress.say(f"SAVED {where}/{DUMP_NAME}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
         return 0
     progress.say(f"CAPTURE FAILED ({manifest.result}) in {where}: {manifest.reason}")
     return 1
@@ -170,10 +167,7 @@ class _Run:
         try:
             with self._directory.create_file(INCOMPLETE_NAME) as file:
                 write_dump(source, file, outcome, options, self._progress)
-            if options.verify:
-                self._progress.phase("checking what was written")
-                with outcome.timed("verify"):
-                    verify(self._directory.path / INCOMPLETE_NAME)
+            check_dump(self._directory.path / INCOMPLETE_NAME, source, outcome, options, self._progress)
             self._directory.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)

@@ -6,26 +6,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from kdumpd.collector.copy import MAX_THREADS, Copied, Copier
 from kdumpd.collector.fit import Plan, fitting_plan
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.order import Waiting
-from kdumpd.collector.progress import Progress
+from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.manifest import Region, Step
 from kdumpd.dumpfile.packing import FAST
+from kdumpd.dumpfile.reader import verify
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError, NoSpaceError
 from kdumpd.vmcore.memory import PAGE_SIZE
 
-# The phases that `write_dump` announces.
-PHASES = 4
+# The phases that `write_dump` and `check_dump` announce.
+PHASES = 5
 _MAX_NAMED_PFNS = 16
+_CLASSES = {
+    "free": "free",
+    "unaccepted": "never accepted",
+    "cache": "cache",
+    "cache_private": "cache with private data",
+    "user": "user data",
+    "hwpoison": "broken",
+    "offline": "offline",
+}
 _ENOUGH_TO_MEASURE = 1 << 20
 
 
@@ -33,7 +44,8 @@ _ENOUGH_TO_MEASURE = 1 << 20
 class Outcome:
     """What became of the dump, kept up to date so that a failure leaves it true.
 
-    `level` and `compression_level` are those taken in the end, `timings_sec` what each part of the work took.
+    `level` and `compression_level` are those taken in the end, `timings_sec` what each part of the work took,
+    `unreadable` the pfns that were saved as zeros.
     """
 
     pages: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -41,6 +53,7 @@ class Outcome:
     level: int | None = None
     compression_level: int | None = None
     regions: tuple[Region, ...] = ()
+    unreadable: frozenset[int] = frozenset()
     notes: list[str] = dataclasses.field(default_factory=list)
     timings_sec: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -101,6 +114,27 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
         raise NoSpaceError(plan.shortage)
 
 
+def summary(size_bytes: int, pages: Mapping[str, int], seconds: float) -> str:
+    """How big, how long, what was left out: for the last line that a person sees."""
+    left_out = [f"{size_text(pages[name] * PAGE_SIZE)} {words}" for name, words in _CLASSES.items() if pages.get(name)]
+    return (
+        f"{size_text(size_bytes)} in {seconds:.1f} s, {pages.get('kept', 0)} of {pages.get('total', 0)} pages kept"
+        f" ({pages.get('zero', 0)} of them zero), left out: {', '.join(left_out) or 'nothing'}"
+    )
+
+
+def check_dump(path: Path, source: Source, outcome: Outcome, options: DumpOptions, progress: Progress) -> None:
+    """Opens the dump that was written as a reader would, and compares some pages with those of `source`; nothing if
+    `options` do not want that. Raises DumpFormatError."""
+    if not options.verify:
+        return
+    progress.phase("checking what was written")
+    with outcome.timed("verify"):
+        outcome.pages["verified"] = verify(
+            path, memory=source.core, needed=source.needed, unreadable=outcome.unreadable
+        )
+
+
 def _copy(
     source: Source, plan: Plan, writer: DiskdumpWriter, outcome: Outcome, options: DumpOptions, progress: Progress
 ) -> None:
@@ -138,6 +172,7 @@ def _copy(
             with outcome.timed("rest"):
                 second.copy(waiting.take_all())
     finally:
+        outcome.unreadable = frozenset(copied.unreadable)
         outcome.pages.update(zero=copied.zero, unreadable=len(copied.unreadable))
         if copied.unreadable:
             named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from kdumpd.dumpfile.diskdump import SIGNATURE, Utsname
 from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
@@ -59,13 +60,15 @@ def open_memory(path: Path) -> CrashedMemory:
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Source:
     """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail, `steps` as
-    the work goes another way than asked for."""
+    the work goes another way than asked for. `needed` are pages without which nothing opens a dump, as far as they
+    are known: from the first `classify` on."""
 
     core: CrashedMemory
     info: Vmcoreinfo
     tables: PageTables | None
     notes: list[str]
     steps: list[Step] = dataclasses.field(default_factory=list)
+    needed: Mapping[str, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     _facts: KernelFacts | None = None
     _looked_for_facts: bool = False
 
@@ -185,7 +188,7 @@ class Source:
         rules = rules_of(info)
         self.notes.extend(rules.missing)
         memory_map = MemoryMap(self.core, info, tables)
-        needed = must_keep(self.core, self.info, tables, self.notes)
+        self.needed = needed = must_keep(self.core, self.info, tables, self.notes)
         watched = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
         off: set[PageClass] = set()
         while True:

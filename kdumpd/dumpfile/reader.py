@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads a kdump-compressed dump back, ours or makedumpfile's, as it is or flattened."""
+"""Reads a kdump-compressed dump back, ours or makedumpfile's, as it is or flattened, and checks it.
+
+Bitmaps and descriptors are read in pieces as they are needed: what is held does not grow with the dump, but for a
+count for every 4096 pages.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,11 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Header, Status, unpack_headers
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Codec, Header, Status, unpack_headers
+from kdumpd.dumpfile.ranks import Bytes, Ranks, count_bits
 from kdumpd.dumpfile.stored import open_stored
 from kdumpd.errors import DumpFormatError
+from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.memory import CrashedMemory
 
-_RANK_STEP = 4096  # bytes of bitmap between two remembered counts
+_STEP = 1 << 20  # bytes of bitmap or descriptors looked at in one go
+_DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
+_CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
+_SAMPLE = 64
+_PAGES_AT_ONCE = 4096
+
+Pfns = npt.NDArray[np.int64]
 
 
 class DiskdumpReader:
@@ -27,13 +42,17 @@ class DiskdumpReader:
         self.size = self._file.size
         try:
             self.header: Header = unpack_headers(self._at(0, BLOCK_SIZE), self._at(BLOCK_SIZE, BLOCK_SIZE), str(path))
-            self.present = self._bitmap(self.header.present_offset)
-            self.dumped = self._bitmap(self.header.dumped_offset)
+            if self.header.dumped_offset + self.header.bitmap_bytes > self.size:
+                raise DumpFormatError(f"{path} ends inside its bitmaps")
+            self._ranks = Ranks(self.header.bitmap_bytes, self.dumped)
+            # A part of a split dump has the bitmaps of the whole, and descriptors for its own pages.
+            self.first_rank, self.end_rank = 0, self._ranks.count
+            if self.header.split:
+                bounds = np.array([self.header.start_pfn, self.header.end_pfn], dtype=np.int64)
+                self.first_rank, self.end_rank = ints(self._ranks.find(bounds)[0])
         except BaseException:
             self._file.close()
             raise
-        counts = np.unpackbits(self.dumped).reshape(-1, _RANK_STEP * 8).sum(axis=1, dtype=np.int64)
-        self._ranks = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
         self._unpacker = Unpacker()
 
     def __enter__(self) -> Self:
@@ -48,12 +67,21 @@ class DiskdumpReader:
         """What the file holds there; sizes and offsets come from the file itself and are not to be trusted."""
         return self._file.read_at(offset, size) if offset >= 0 and size > 0 else b""
 
-    def _bitmap(self, offset: int) -> npt.NDArray[np.uint8]:
-        size = self.header.bitmap_bytes
-        raw = self._at(offset, size)
-        if len(raw) < size:
-            raise DumpFormatError(f"{self.path} ends inside its bitmaps")
-        return np.frombuffer(raw, dtype=np.uint8)
+    def _bits(self, start: int, at: int, size: int) -> Bytes:
+        return np.frombuffer(self._at(start + at, size).ljust(size, b"\0"), dtype=np.uint8)
+
+    def dumped(self, at: int, size: int) -> Bytes:
+        """`size` bytes of the bitmap of pages that were dumped, from its byte `at` on."""
+        return self._bits(self.header.dumped_offset, at, size)
+
+    def present(self, at: int, size: int) -> Bytes:
+        """The same of the bitmap of pages that the machine had."""
+        return self._bits(self.header.present_offset, at, size)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Offset and size of the pieces in which to go through a bitmap."""
+        for at in range(0, self.header.bitmap_bytes, _STEP):
+            yield at, min(_STEP, self.header.bitmap_bytes - at)
 
     @property
     def incomplete(self) -> bool:
@@ -63,16 +91,21 @@ class DiskdumpReader:
     @property
     def page_count(self) -> int:
         """Pages that should have a descriptor."""
-        return int(self._ranks[-1])
+        return self.end_rank - self.first_rank
 
     @property
     def present_count(self) -> int:
         """Pages that the machine had."""
-        return int(np.unpackbits(self.present).sum(dtype=np.int64))
+        return sum(count_bits(self.present(at, size)) for at, size in self.pieces())
 
-    def pfns(self) -> npt.NDArray[np.int64]:
-        """The page frames that were dumped, ascending."""
-        return np.flatnonzero(np.unpackbits(self.dumped, bitorder="little")).astype(np.int64)
+    def pfns(self) -> Pfns:
+        """The page frames that were dumped, ascending; all of them at once."""
+        return self._ranks.select(np.arange(self.first_rank, self.end_rank))
+
+    def pfns_of(self, numbers: list[int]) -> Iterator[tuple[int, int]]:
+        """The ascending numbers of descriptors, each with its page frame."""
+        pfns = self._ranks.select(np.array(numbers, dtype=np.int64) + self.first_rank)
+        return zip(numbers, ints(pfns), strict=True)
 
     def notes(self) -> bytes:
         """The ELF notes."""
@@ -80,17 +113,17 @@ class DiskdumpReader:
 
     def page(self, pfn: int) -> bytes | None:
         """One page; None when it was left out or lost. Raises DumpFormatError when its bytes are damaged."""
-        index, mask = pfn >> 3, (1 << (pfn & 7)) - 1
-        if pfn < 0 or index >= len(self.dumped) or not int(self.dumped[index]) >> (pfn & 7) & 1:
+        if not 0 <= pfn < 1 << 52:
             return None
-        step = index // _RANK_STEP
-        before = np.unpackbits(self.dumped[step * _RANK_STEP : index]).sum(dtype=np.int64)
-        rank = int(self._ranks[step]) + int(before) + (int(self.dumped[index]) & mask).bit_count()
-        return self.page_of_descriptor(rank, f"{self.path}: pfn {pfn:#x}")
+        ranks, there = self._ranks.find(np.array([pfn], dtype=np.int64))
+        number = int(ranks[0]) - self.first_rank
+        if not there[0] or not 0 <= number < self.page_count:
+            return None
+        return self.page_of_descriptor(number, f"{self.path}: pfn {pfn:#x}")
 
-    def page_of_descriptor(self, rank: int, source: str) -> bytes | None:
-        """The page of the descriptor number `rank`."""
-        raw = self._at(self.header.descriptor_offset + rank * DESCRIPTOR.size, DESCRIPTOR.size)
+    def page_of_descriptor(self, number: int, source: str) -> bytes | None:
+        """The page of the descriptor `number`."""
+        raw = self._at(self.header.descriptor_offset + number * DESCRIPTOR.size, DESCRIPTOR.size)
         if len(raw) < DESCRIPTOR.size:
             return None
         offset, size, flags, _ = DESCRIPTOR.unpack(raw)
@@ -103,34 +136,113 @@ class DiskdumpReader:
             raise DumpFormatError(f"{source} ends inside a page")
         return self._unpacker.page(data, flags, source)
 
+    def descriptors(self) -> Iterator[tuple[int, npt.NDArray[np.void]]]:
+        """The table of descriptors in pieces, each with the number of its first. Raises DumpFormatError at its end,
+        when the file ends before."""
+        step = _STEP // DESCRIPTOR.size
+        for first in range(0, self.page_count, step):
+            count = min(step, self.page_count - first)
+            raw = self._at(self.header.descriptor_offset + first * DESCRIPTOR.size, count * DESCRIPTOR.size)
+            if len(raw) < count * DESCRIPTOR.size:
+                raise DumpFormatError(f"{self.path} ends inside its page descriptors")
+            yield first, np.frombuffer(raw, dtype=_DESCRIPTOR)
 
-def verify(path: Path, sample: int = 64) -> None:
-    """Opens the dump at `path` as a reader would: headers, bitmaps, every descriptor, and `sample` pages decoded.
 
-    Raises DumpFormatError with the first contradiction. The pages are spread evenly, the last one is always among
-    them, because it is the first to be missing from a file that is too short.
+def verify(
+    path: Path,
+    *,
+    sample: int | None = _SAMPLE,
+    memory: CrashedMemory | None = None,
+    needed: Mapping[str, Pfns] | None = None,
+    unreadable: Collection[int] = (),
+) -> int:
+    """Opens the dump at `path` as a reader would: headers, bitmaps, every descriptor, and some pages unpacked.
+
+    `sample` pages are taken at random, and the last one, which is the first to be missing from a file that is too
+    short; None takes all of them. `needed` pages, by what they are, must be there. What is unpacked is compared with
+    `memory`, but for the pages that were `unreadable` there. Returns how many pages were unpacked. Raises
+    DumpFormatError with the first contradiction.
     """
     with DiskdumpReader(path) as dump:
         if dump.incomplete:
             raise DumpFormatError(f"{path} says of itself that it is incomplete")
+        _check_bitmaps(dump)
+        _check_descriptors(dump)
+        _check_notes(dump, memory)
         total = dump.page_count
-        missing = np.flatnonzero(dump.dumped & ~dump.present)
-        if len(missing):
+        numbers = list(range(total))
+        if sample is not None and total > sample:
+            numbers = sorted({*random.sample(range(total), sample), total - 1})
+        for at in range(0, len(numbers), _PAGES_AT_ONCE):
+            for number, pfn in dump.pfns_of(numbers[at : at + _PAGES_AT_ONCE]):
+                what = f"{path}: page {number} of {total}, pfn {pfn:#x},"
+                page = dump.page_of_descriptor(number, what)
+                if page is None:
+                    raise DumpFormatError(f"{what} is missing")
+                _compare(page, pfn, what, memory, unreadable)
+        pfns = {int(pfn): what for what, some in (needed or {}).items() for pfn in some}
+        for pfn in sorted(pfns):
+            if memory is not None and memory.extent_at(pfn) is None:
+                continue
+            what = f"{path}: {pfns[pfn]}, pfn {pfn:#x},"
+            page = dump.page(pfn)
+            if page is None:
+                raise DumpFormatError(f"{what} is missing")
+            _compare(page, pfn, what, memory, unreadable)
+        return len(numbers) + len(pfns)
+
+
+def _check_bitmaps(dump: DiskdumpReader) -> None:
+    for at, size in dump.pieces():
+        dumped = dump.dumped(at, size)
+        strange = np.flatnonzero(dumped & ~dump.present(at, size))
+        if len(strange):
+            near = (at + int(strange[0])) * 8
+            raise DumpFormatError(f"{dump.path} holds pages that the machine does not have, near pfn {near:#x}")
+        # The bits behind the last page frame are padding.
+        last = np.flatnonzero(dumped)[-1:]
+        if len(last) and (at + int(last[0])) * 8 + int(dumped[last[0]]).bit_length() > dump.header.max_mapnr:
+            raise DumpFormatError(f"{dump.path} holds pages above its highest page frame")
+
+
+def _check_descriptors(dump: DiskdumpReader) -> None:
+    data_start = dump.header.descriptor_offset + dump.page_count * DESCRIPTOR.size
+    lowest = dump.size
+    for first, table in dump.descriptors():
+        sizes = table["size"].astype(np.int64)
+        lowest = min(lowest, int(table["offset"].min()))
+        bad = (table["offset"] < data_start) | (sizes < 1) | (sizes > BLOCK_SIZE)
+        bad |= table["offset"] > dump.size - sizes
+        if bad.any():
+            number = first + int(np.flatnonzero(bad)[0])
             raise DumpFormatError(
-                f"{path} holds pages that the machine does not have, near pfn {int(missing[0]) * 8:#x}"
+                f"{dump.path}: the descriptor of page {number} of {dump.page_count} points outside the page data"
             )
-        at, end = dump.header.descriptor_offset, dump.header.descriptor_offset + total * DESCRIPTOR.size
-        data_start = end
-        while at < end:
-            raw = dump._at(at, min(1 << 20, end - at) // DESCRIPTOR.size * DESCRIPTOR.size)
-            if not raw or len(raw) % DESCRIPTOR.size:
-                raise DumpFormatError(f"{path} ends inside its page descriptors")
-            table = np.frombuffer(raw, dtype="<i8").reshape(-1, 3)
-            sizes = table[:, 1] & 0xFFFFFFFF
-            bad = (table[:, 0] < data_start) | (sizes < 1) | (sizes > BLOCK_SIZE) | (table[:, 0] + sizes > dump.size)
-            if bad.any():
-                number = (at - dump.header.descriptor_offset) // DESCRIPTOR.size + int(np.flatnonzero(bad)[0])
-                raise DumpFormatError(f"{path}: the descriptor of page {number} of {total} points outside the file")
-            at += len(raw)
-        for rank in sorted({*range(0, total, max(1, total // sample)), total - 1} if total else set()):
-            dump.page_of_descriptor(rank, f"{path}: page {rank} of {total}")
+        bad = ~np.isin(table["flags"], _CODECS) | ((table["flags"] == Codec.RAW) & (sizes != BLOCK_SIZE))
+        if bad.any():
+            number = first + int(np.flatnonzero(bad)[0])
+            raise DumpFormatError(
+                f"{dump.path}: the descriptor of page {number} of {dump.page_count} names no way of packing"
+            )
+
+    # kdumpd and makedumpfile let the data follow the table at once, QEMU at the next block. A bit that was lost from
+    # the bitmap makes the table seem shorter than it is.
+    if dump.page_count and lowest % BLOCK_SIZE and lowest > data_start and (lowest - data_start) % DESCRIPTOR.size == 0:
+        extra = (lowest - data_start) // DESCRIPTOR.size
+        raise DumpFormatError(f"{dump.path} has room for {extra} descriptors more than its bitmap has pages")
+
+
+def _check_notes(dump: DiskdumpReader, memory: CrashedMemory | None) -> None:
+    notes = dump.notes()
+    if len(notes) < dump.header.note_size:
+        raise DumpFormatError(f"{dump.path} ends inside its notes")
+    if memory is not None and notes != memory.notes_block:
+        raise DumpFormatError(f"{dump.path}: the notes are not those of {memory.path}")
+
+
+def _compare(page: bytes, pfn: int, what: str, memory: CrashedMemory | None, unreadable: Collection[int]) -> None:
+    if memory is None or pfn in unreadable:
+        return
+    found = np.empty((1, BLOCK_SIZE), dtype=np.uint8)
+    if not len(memory.read_pages(np.array([pfn], dtype=np.int64), found)) and found.tobytes() != page:
+        raise DumpFormatError(f"{what} is not what {memory.path} holds")

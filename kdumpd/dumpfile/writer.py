@@ -40,7 +40,6 @@ _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_PAGES = 128 << 10
 # Descriptors that lie nearer to each other than this are written in one piece, with what is between them.
 _NEAR = 512
-_READ_BACK = 1 << 20
 _PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
 _PIECE_ROWS = 1 << 15
 _DESCRIPTOR_DTYPE = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
@@ -101,7 +100,9 @@ class DiskdumpWriter:
         self._ranks = Ranks.of_array(kept)
         self._data_start = self._header.descriptor_offset + self._ranks.count * DESCRIPTOR.size
         self._end = self._data_start
+        self._notes = origin.notes
         self._digest = hashlib.sha256() if checksums else None
+        self._bitmaps_digest = hashlib.sha256() if checksums else None
         self._fresh: list[tuple[npt.NDArray[np.int64], _Table]] = []
         self._fresh_pages = 0
         self._fresh_from = self._end
@@ -140,11 +141,12 @@ class DiskdumpWriter:
         self._sink.write_at(BLOCK_SIZE, sub)
 
     def _write_bitmap(self, offset: int, bits: npt.NDArray[np.uint8]) -> None:
-        end = offset + self._header.bitmap_bytes
-        for at in range(0, len(bits), _PIECE):
-            self._sink.write_at(offset + at, bits[at : at + _PIECE].tobytes())
-        if offset + len(bits) < end:
-            self._sink.write_at(offset + len(bits), bytes(end - offset - len(bits)))
+        for at in range(0, self._header.bitmap_bytes, _PIECE):
+            size = min(_PIECE, self._header.bitmap_bytes - at)
+            piece = bits[at : at + size].tobytes().ljust(size, b"\0")
+            self._sink.write_at(offset + at, piece)
+            if self._bitmaps_digest is not None:
+                self._bitmaps_digest.update(piece)
 
     def _append(self, parts: Sequence[Buffer], size: int) -> None:
         began = time.monotonic()
@@ -239,8 +241,8 @@ class DiskdumpWriter:
         """Declares the dump complete, once all of it is on stable storage; or leaves it at INCOMPLETE, if these pages
         are not all that were wanted.
 
-        Returns the checksums of the file's two regions: all up to the descriptors, read back from the target because
-        they are not written in order, and the page data.
+        Returns the checksums of headers with notes, bitmaps, descriptors and page data. They were taken while that was
+        written; only the descriptors, which are not written in their order, are read back from the target's cache.
         """
         if self.written != self._ranks.count:
             raise DumpFormatError(f"{self.written} pages were written of {self._ranks.count}")
@@ -251,17 +253,24 @@ class DiskdumpWriter:
             self._header = dataclasses.replace(self._header, status=self._header.status & ~int(Status.INCOMPLETE))
             self._write_header()
             self._sink.sync()
-        if self._digest is None or not self._sink.rewritable:
-            return ()
-        head = hashlib.sha256()
-        at = 0
-        while at < self._data_start:
-            chunk = self._sink.read_at(at, min(_READ_BACK, self._data_start - at))
-            if not chunk:
-                break
-            head.update(chunk)
-            at += len(chunk)
-        return (
-            Region(offset=0, size_bytes=at, sha256=head.hexdigest()),
-            Region(offset=self._data_start, size_bytes=self._end - self._data_start, sha256=self._digest.hexdigest()),
+        return self._regions() if self._digest is not None and self._sink.rewritable else ()
+
+    def _regions(self) -> tuple[Region, ...]:
+        header = self._header
+        main, sub = header.pack()
+        head = main.ljust(BLOCK_SIZE, b"\0") + sub + self._notes
+        table = hashlib.sha256()
+        for at in range(header.descriptor_offset, self._data_start, _PIECE):
+            table.update(self._sink.read_at(at, min(_PIECE, self._data_start - at)))
+        digests = (
+            (0, hashlib.sha256(head.ljust(header.present_offset, b"\0"))),
+            (header.present_offset, self._bitmaps_digest),
+            (header.descriptor_offset, table),
+            (self._data_start, self._digest),
+        )
+        ends = (*(offset for offset, _ in digests[1:]), self._end)
+        return tuple(
+            Region(offset=offset, size_bytes=end - offset, sha256=digest.hexdigest())
+            for (offset, digest), end in zip(digests, ends, strict=True)
+            if digest is not None and end > offset
         )

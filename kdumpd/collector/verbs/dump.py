@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 from pathlib import Path
 
-from kdumpd.collector.dump import PHASES, Outcome, write_dump
+from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
 from kdumpd.collector.options import DumpOptions
-from kdumpd.collector.progress import size_text
+from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs import stats
 from kdumpd.collector.verbs.console import Console
 from kdumpd.collector.verbs.output import Output
 from kdumpd.config.core_collector import CollectorOptions, Messages
 from kdumpd.dumpfile.flattened import FlattenedSink
-from kdumpd.dumpfile.reader import verify
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import NoSpaceError, UsageError
 from kdumpd.targets.stream import OutputStream
@@ -40,13 +40,12 @@ def dump(options: CollectorOptions, console: Console) -> int:
         with Output(out, force=options.force, sources=(vmcore,)) as output:
             stream = FlattenedSink(OutputStream(output.file.fileno(), str(out))) if options.dump.flattened else None
             try:
-                _write(source, stream or output.file, outcome, options, console)
+                progress = _write(source, stream or output.file, outcome, options, console)
                 if stream is not None:
                     stream.end()
             except NoSpaceError as error:
                 raise _no_space(error, output.partial, outcome, flattened=stream is not None) from error
-            if options.dump.verify:
-                verify(output.partial)
+            check_dump(output.partial, source, outcome, DumpOptions.of(options.dump), progress)
         output.commit()
         _tell(source, str(out), outcome, options, console, time.monotonic() - began)
     return 0
@@ -62,9 +61,11 @@ def open_source(options: CollectorOptions, vmcore: Path, console: Console) -> So
     return source
 
 
-def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptions, console: Console) -> None:
+def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptions, console: Console) -> Progress:
+    progress = console.progress(PHASES)
     try:
-        write_dump(source, sink, outcome, DumpOptions.of(options.dump), console.progress(PHASES))
+        write_dump(source, sink, outcome, DumpOptions.of(options.dump), progress)
+        return progress
     finally:
         for note in dict.fromkeys((*source.notes, *outcome.notes)):
             console.note(note)
@@ -99,10 +100,7 @@ def _tell(
 ) -> None:
     if options.show_stats or console.wants(Messages.REPORT):
         console.table(stats.table(outcome.pages))
-    line = (
-        f"{out}: {size_text(outcome.size_bytes)}, {outcome.pages['kept']} of {outcome.pages['total']} pages kept, "
-        f"{outcome.pages['zero']} of them zero"
-    )
+    line = f"{out}: {summary(outcome.size_bytes, outcome.pages, seconds)}"
     console.result(line, {**facts(source, outcome, options), "result": "complete", "out": out, "seconds": seconds})
 
 
@@ -111,10 +109,13 @@ def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[s
     return {
         "kernel": source.info.release,
         "machine": source.core.machine,
-        "level": options.dump.levels[0],
+        "level": options.dump.levels[0] if outcome.level is None else outcome.level,
         "compression": str(options.dump.compression),
+        "compression_level": outcome.compression_level,
         "size_bytes": outcome.size_bytes,
         "pages": outcome.pages,
+        "timings_sec": outcome.timings_sec,
+        "steps": [dataclasses.asdict(step) for step in source.steps],
         "notes": list(dict.fromkeys((*source.notes, *outcome.notes))),
     }
 
