@@ -64,6 +64,10 @@ class LoadError(KdumpError):
         self.errno = errno
 
 
+class LoadLostError(LoadError):
+    """The loader ended without an answer: nobody knows what the kernel holds now."""
+
+
 class BuildError(KdumpError):
     """The capture initramfs could not be built, or did not pass its check."""
 

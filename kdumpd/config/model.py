@@ -33,6 +33,14 @@ class OnUnload(enum.StrEnum):
     REPORT = "report"
 
 
+class KexecSyscall(enum.StrEnum):
+    """Which system call loads the capture kernel (kdump.conf(5): kexec_syscall)."""
+
+    AUTO = "auto"
+    KEXEC_FILE_LOAD = "kexec_file_load"
+    KEXEC_LOAD = "kexec_load"
+
+
 class Compression(enum.StrEnum):
     """How each page of a kdump-compressed dump is packed. lzo and snappy need a library of their own."""
 
@@ -107,7 +115,11 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """kdump.conf and its drop-ins, merged. Without a `target` it is the filesystem that holds `path`."""
+    """kdump.conf and its drop-ins, merged. Without a `target` it is the filesystem that holds `path`.
+
+    The last fields are about loading: `commandline` stands in for the running kernel's, `nr_cpus` is None for the
+    service's own choice.
+    """
 
     target: LocalTarget | None = None
     path: str = DEFAULT_PATH
@@ -115,6 +127,11 @@ class Config:
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT
     on_unload: OnUnload = OnUnload.RELOAD
+    kexec_syscall: KexecSyscall = KexecSyscall.AUTO
+    commandline: str | None = None
+    commandline_remove: tuple[str, ...] = ()
+    commandline_append: str = ""
+    nr_cpus: int | None = None
     problems: tuple[Problem, ...] = ()
 
     @property

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdumpd.config import loading
 from kdumpd.config.core_collector import parse_core_collector
 from kdumpd.config.model import Action, Config, LocalTarget, OnUnload, Problem
 
@@ -93,10 +94,15 @@ def _changes(name: str, value: str) -> dict[str, object]:
     }
     if name in _TARGETS:
         return {"target": _target(name, value)}
+    if name in loading.READERS:
+        try:
+            return {name: loading.READERS[name](value)}
+        except ValueError as error:
+            raise _ValueProblemError(str(error)) from error
     return readers[name](value)
 
 
-_KNOWN = ("path", "final_action", "failure_action", "default", "core_collector", "on_unload")
+_KNOWN = ("path", "final_action", "failure_action", "default", "core_collector", "on_unload", *loading.READERS)
 
 
 def directives() -> frozenset[str]:

@@ -8,6 +8,7 @@ what `crashkernel=` means: that is `crashkernel.py`. Syntax: lib/cmdline.c, next
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,6 +98,12 @@ _ADD: Mapping[str, Mapping[str, str | None]] = {
 }
 _ADD_OTHER: Mapping[str, str | None] = {"irqpoll": None, "maxcpus": "1", "reset_devices": None}
 
+# Processors of the capture kernel: see capture_cpus. Elsewhere the table's number stays.
+MOST_CPUS = 4
+CPU_BYTES = 16 << 20  # its per-cpu areas and stacks, and the collector's worker with a codec and a batch of pages
+SPARE_MARGIN_BYTES = 32 << 20
+_TRIED_WITH_MORE = frozenset({"x86_64"})
+
 
 def split_words(text: str) -> Iterator[str]:
     """The words of a command line; blanks inside double quotes do not end a word (next_arg() in lib/cmdline.c)."""
@@ -126,29 +133,71 @@ def parse_cmdline(text: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(pairs)
 
 
-def capture_cmdline(running: str, arch: str, *, boot_apicid: int | None = None) -> str:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What kdump.conf wants changed: `base` instead of the running kernel's line, parameters to leave out by name,
+    words to add. What is added takes the place of our own word of that name.
+    """
+
+    base: str | None = None
+    remove: tuple[str, ...] = ()
+    append: str = ""
+
+
+def capture_cmdline(
+    running: str, arch: str, *, boot_apicid: int | None = None, cpus: int | None = None, wishes: Wishes | None = None
+) -> str:
     """The command line of the capture kernel, derived from the one that the `running` kernel was started with.
 
     `arch` is uname's machine. `boot_apicid` is the APIC id of the processor the firmware started: the capture
     kernel may run on another one, and an INIT to the boot processor resets the machine, so that one is left alone.
+    `cpus` is how many processors it may use; None for what the architecture's table says.
     """
+    wishes = wishes or Wishes()
     added = {**_COMMON, **_ADD.get(arch, _ADD_OTHER)}
+    if cpus is not None:
+        added.pop("maxcpus", None)
+        added["nr_cpus"] = str(cpus)
     if arch == "x86_64" and boot_apicid is not None:
         added["disable_cpu_apicid"] = str(boot_apicid)
-    fixed = {_normal(name) for name in added}
+    appended = list(split_words(wishes.append))
+    unwanted = {_normal(name) for name in wishes.remove}
+    ours = {_normal(name) for name in added} | unwanted
+    theirs = {_name(word) for word in appended}
     kept = []
-    for word in split_words(running):
+    for word in split_words(running if wishes.base is None else wishes.base):
         if word == "--":
             break
-        if _normal(word.strip('"').partition("=")[0]) not in fixed and _helps(word):
+        if _name(word) not in ours and _helps(word):
             kept.append(word)
-    words = kept + [name if value is None else f"{name}={value}" for name, value in added.items()]
-    return " ".join(words)
+    words = [
+        name if value is None else f"{name}={value}"
+        for name, value in added.items()
+        if _normal(name) not in unwanted | theirs
+    ]
+    return " ".join([*kept, *words, *appended])
+
+
+def capture_cpus(arch: str, present: int, spare_bytes: int) -> int | None:
+    """How many processors the capture kernel gets, of `present` ones; None for what the architecture's table says.
+
+    Packing pages is what a dump takes longest for, and each further processor takes a share of it; but each costs
+    memory that a dump may be short of. So one, and another for every CPU_BYTES of the `spare_bytes` that the estimate
+    leaves over when a safety margin is taken off, up to MOST_CPUS: beyond that the disk is the slower part.
+    """
+    if arch not in _TRIED_WITH_MORE:
+        return None
+    return max(1, min(present, MOST_CPUS, 1 + (spare_bytes - SPARE_MARGIN_BYTES) // CPU_BYTES))
 
 
 def _normal(name: str) -> str:
     """The kernel takes - and _ in names for the same (parameq() in kernel/params.c)."""
     return name.replace("-", "_")
+
+
+def _name(word: str) -> str:
+    """The name in a word, in one spelling."""
+    return _normal(word.strip('"').partition("=")[0])
 
 
 _DROP_NORMAL = frozenset(_normal(name) for name in _DROP_TEXT.split())

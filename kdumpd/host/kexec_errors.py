@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What each error of kexec_file_load(2) means, and what mends it.
+"""What each error of kexec_file_load(2) and kexec_load(2) means, and what mends it.
 
 Sources: kexec_file_load(2), kernel/kexec_file.c, kernel/kexec.c (kexec_load_permitted), security/integrity.
 """
@@ -35,12 +35,15 @@ _MEANING: dict[int, tuple[str, str | None]] = {
 }
 
 
-def load_error(code: int, security: Security, *, unloading: bool = False) -> KdumpError:
-    """The error to raise for errno `code`, in the light of what the kernel forbids at this moment."""
+def load_error(
+    code: int, security: Security, *, unloading: bool = False, syscall: str = "kexec_file_load"
+) -> KdumpError:
+    """The error to raise for errno `code` of `syscall`, in the light of what the kernel forbids at this moment."""
     if code == errno.ENOSYS:
+        option = "CONFIG_KEXEC_FILE" if syscall == "kexec_file_load" else "CONFIG_KEXEC"
         return UnsupportedError(
-            "This kernel has no kexec_file_load(2) (CONFIG_KEXEC_FILE is not set)",
-            hint="run a kernel that is built with CONFIG_KEXEC_FILE=y",
+            f"This kernel has no {syscall}(2) ({option} is not set)",
+            hint=f"run a kernel that is built with {option}=y",
         )
     cause, hint = _MEANING.get(code, (os.strerror(code), None))
     if code == errno.EPERM:

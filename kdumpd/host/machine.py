@@ -31,6 +31,16 @@ def read_machine(root: Path = Path("/")) -> Machine:
     )
 
 
+def read_present_cpus(root: Path = Path("/")) -> int:
+    """How many processors the machine has, online or not; 1 when it does not tell."""
+    count = 0
+    for span in (read_text(root, "/sys/devices/system/cpu/present") or "").strip().split(","):
+        first, _, last = span.partition("-")
+        if first.isdigit():
+            count += int(last) - int(first) + 1 if last.isdigit() else 1
+    return max(1, count)
+
+
 def now_usec() -> int:
     """CLOCK_REALTIME in microseconds."""
     return time.time_ns() // 1000

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the service does to the machine: builds images, loads and unloads the capture kernel, keeps the record of it.
 
-The kernel drops the old capture kernel at the beginning of a load. So everything is checked before, a second link to
-the loaded image is kept, and when a load fails the previous pair is loaded again.
+The kernel drops the old capture kernel at the beginning of a load. So everything is checked before, the loaded pair is
+kept, and when a load fails that pair is loaded again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from kdumpd.errors import KdumpError, LoadError, os_reason
-from kdumpd.host.cmdline import capture_cmdline, read_boot_apicid, read_cmdline
-from kdumpd.host.kexec import KexecLoader, Pair, read_loaded
+from kdumpd.config.model import KexecSyscall
+from kdumpd.errors import KdumpError, LoadError, LoadLostError, os_reason
+from kdumpd.host.kexec import KexecLoader, read_loaded
+from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.machine import now_usec
 from kdumpd.service.estimate import mib
 from kdumpd.service.journal import Event, Journal
+from kdumpd.service.kept import keep, prune
 from kdumpd.service.model import Facts, LoadedRecord
 from kdumpd.service.places import Places
 from kdumpd.service.records import LoadedFile
@@ -71,7 +71,8 @@ class Actor:
             kernel=str(facts.kernel),
             initrd=str(facts.image.path),
             initrd_sha256=facts.image.sha256,
-            cmdline=self._cmdline(facts),
+            cmdline=facts.cmdline,
+            syscall=facts.kexec_syscall.value,
             loaded_usec=now_usec(),
             cpus=facts.around.topology.cpus,
             memory=facts.around.topology.memory,
@@ -80,12 +81,14 @@ class Actor:
         start = time.monotonic()
         _note(lambda: file.begin(record), self._places.run_dir)
         try:
-            self._loader.load(_pair(record))
+            with open_pair(_pair(record)) as opened:
+                self._loader.load(opened)
+                kept = keep(self._places, record, opened)
         except KdumpError as error:
             raise self._restore(file, facts.loaded, error) from error
-        kept = self._keep(Path(record.initrd))
         # Should this fail, loading.json stays and tells that the record does not fit what the kernel holds.
-        _note(lambda: file.commit(dataclasses.replace(record, initrd=str(kept))), self._places.run_dir)
+        _note(lambda: file.commit(kept), self._places.run_dir)
+        prune(self._places, kept)
         usec = int((time.monotonic() - start) * 1e6)
         self._journal.tell(
             Event.LOADED,
@@ -103,13 +106,10 @@ class Actor:
         LoadedFile(self._places.run_dir, facts.machine.boot_id).forget()
         self._journal.tell(Event.UNLOADED, "Unloaded the capture kernel on request", kernel=facts.machine.release)
 
-    def _cmdline(self, facts: Facts) -> str:
-        running = read_cmdline(self._places.root)
-        apicid = read_boot_apicid(self._places.root)
-        return capture_cmdline(running, facts.machine.arch, boot_apicid=apicid)
-
     def _restore(self, file: LoadedFile, previous: LoadedRecord | None, error: KdumpError) -> KdumpError:
         """After a failed load: the error to raise, once the previous pair is back if there was one."""
+        if isinstance(error, LoadLostError):
+            return error  # loading.json stays: the next look loads again
         if read_loaded(self._places.root):
             # The checks before the call failed, so nothing was touched.
             with contextlib.suppress(OSError):
@@ -120,28 +120,14 @@ class Actor:
         if previous is None:
             return error
         try:
-            self._loader.load(_pair(previous))
+            with open_pair(_pair(previous)) as opened:
+                self._loader.load(opened)
             file.commit(previous)
         except (KdumpError, OSError) as second:
             return LoadError(
                 f"{error.sentence}; the previous image could not be loaded again: {second}", hint=error.hint
             )
         return LoadError(f"{error.sentence}; the previous image is loaded again", hint=error.hint)
-
-    def _keep(self, initrd: Path) -> Path:
-        """A link to `initrd` that a newer build does not replace; `initrd` itself where links do not work."""
-        kept = self._places.kept_initrd
-        temporary = kept.with_name(".initrd.new")
-        try:
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            if kept.exists() and kept.samefile(initrd):
-                return kept
-            os.link(initrd, temporary)
-            temporary.rename(kept)
-        except OSError:
-            return initrd
-        return kept
 
 
 def _pair(record: LoadedRecord) -> Pair:
@@ -150,6 +136,8 @@ def _pair(record: LoadedRecord) -> Pair:
         initrd=Path(record.initrd),
         initrd_sha256=record.initrd_sha256,
         cmdline=record.cmdline,
+        kernel_sha256=record.kernel_sha256,
+        syscall=KexecSyscall(record.syscall),
     )
 
 

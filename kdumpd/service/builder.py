@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdumpd.errors import BuildError, CancelledError
-from kdumpd.host.units import have_units, instance
+from kdumpd.host.units import instance
 from kdumpd.service.places import Places
 from kdumpd.service.records import read_json
 
@@ -29,12 +29,14 @@ Report = Callable[[str, float], None]
 
 
 class ImageBuilder:
-    """See the module. `report` hears the phase and how far the build is (0 to 1)."""
+    """See the module. `report` hears the phase and how far the build is (0 to 1); `units` says that systemd has the
+    unit kdumpd-build@.
+    """
 
-    def __init__(self, places: Places, report: Report = lambda phase, progress: None) -> None:
+    def __init__(self, places: Places, report: Report, *, units: bool) -> None:
         self._places = places
         self._report = report
-        self._units = places.root == Path("/") and have_units()
+        self._units = units
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._release = ""

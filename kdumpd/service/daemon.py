@@ -12,13 +12,15 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from gi.repository import GLib
 
 from kdumpd.crashes.index import Crash
 from kdumpd.errors import ServiceUnreachableError
-from kdumpd.host.kexec import FileLoader, KexecLoader
-from kdumpd.host.machine import read_machine
+from kdumpd.host.kexec import KexecLoader
+from kdumpd.host.units import have_units
+from kdumpd.loader.client import ProcessLoader
 from kdumpd.service import notify
 from kdumpd.service.actions import Actor, Builder
 from kdumpd.service.ahead import Ahead
@@ -56,10 +58,12 @@ class Daemon:
         self._bus_address: str | None = options.bus_address
         self._interval = float(options.interval)
         self._journal = Journal()
-        self._builder: Builder = builder or ImageBuilder(self._places, self._report)
-        arch = read_machine(options.root).arch
-        actor = Actor(self._places, loader or FileLoader(arch, root=options.root), self._builder, self._journal)
-        self._ahead = Ahead(self._places, builder or ImageBuilder(self._places), self._journal)
+        units = options.root == Path("/") and have_units()
+        self._builder: Builder = builder or ImageBuilder(self._places, self._report, units=units)
+        loader = loader or ProcessLoader(self._places.run_dir, root=options.root, units=units)
+        actor = Actor(self._places, loader, self._builder, self._journal)
+        ahead = builder or ImageBuilder(self._places, lambda phase, progress: None, units=units)
+        self._ahead = Ahead(self._places, ahead, self._journal)
         self._watcher = Watcher(lambda kind: self._engine.changed(kind), root=options.root)
         self._duty = CrashDuty(self._places, self._journal)
         self._engine = Engine(

@@ -8,13 +8,13 @@ from pathlib import Path
 from kdumpd.config.model import Config
 from kdumpd.crashes.index import Crash, Standing
 from kdumpd.errors import KdumpError
-from kdumpd.host.bzimage import read_header
-from kdumpd.host.cmdline import read_cmdline
+from kdumpd.host.cmdline import Wishes, capture_cmdline, capture_cpus, read_boot_apicid, read_cmdline
 from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
 from kdumpd.host.fadump import read_fadump
+from kdumpd.host.kernel_image import read_header
 from kdumpd.host.kernels import Kernel, find_kernel
 from kdumpd.host.kexec import has_syscall, read_loaded
-from kdumpd.host.machine import Machine, read_machine
+from kdumpd.host.machine import Machine, read_machine, read_present_cpus
 from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_target
 from kdumpd.host.nextboot import crashkernel_words, read_next_boot
 from kdumpd.host.reservation import has_cma, read_memory_bytes, read_reservation
@@ -87,7 +87,17 @@ def gather(
             last_capture=last_capture(crashes),
         ),
         missed=missed,
+        cmdline=wanted_cmdline(config, machine, reservation.size_bytes - need.total_bytes, root),
+        kexec_syscall=config.kexec_syscall,
     )
+
+
+def wanted_cmdline(config: Config, machine: Machine, spare_bytes: int, root: Path) -> str:
+    """What the capture kernel is to be told now; `spare_bytes` of the reservation are over after what it needs."""
+    cpus = config.nr_cpus or capture_cpus(machine.arch, read_present_cpus(root), spare_bytes)
+    wishes = Wishes(base=config.commandline, remove=config.commandline_remove, append=config.commandline_append)
+    running = read_cmdline(root)
+    return capture_cmdline(running, machine.arch, boot_apicid=read_boot_apicid(root), cpus=cpus, wishes=wishes)
 
 
 def proven_images(crashes: tuple[Crash, ...]) -> frozenset[str]:

@@ -7,7 +7,7 @@ import dataclasses
 import enum
 from pathlib import Path
 
-from kdumpd.config.model import Problem
+from kdumpd.config.model import KexecSyscall, Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
 from kdumpd.host.nextboot import NextBoot
@@ -66,6 +66,7 @@ class Code(enum.StrEnum):
     LOAD_INTERRUPTED = "load-interrupted"
     OLD_IMAGE_LOADED = "old-image-loaded"
     HARDWARE_CHANGED = "hardware-changed"
+    OLD_SETTINGS_LOADED = "old-settings-loaded"
     NOT_PROVEN = "not-proven"
     NEXT_BOOT_UNRESERVED = "next-boot-unreserved"
     NEXT_BOOT_DIFFERS = "next-boot-differs"
@@ -135,6 +136,7 @@ class LoadedRecord:
     """What the service loaded in this boot; /run/kdumpd/loaded.json.
 
     `cpus` and `memory` are those of the machine at that moment (see `host.topology`), empty when they are not known.
+    Kernel and image are named by the kept files.
     """
 
     boot_id: str
@@ -147,6 +149,8 @@ class LoadedRecord:
     loaded_usec: int
     cpus: str = ""
     memory: str = ""
+    kernel_sha256: str = ""
+    syscall: str = KexecSyscall.AUTO.value
 
 
 class Held(enum.StrEnum):
@@ -201,7 +205,8 @@ class Facts:
 
     `crash_loaded` is None on a kernel without crash kexec. `loaded` is our own record of this boot, None when the
     kernel holds nothing or something of somebody else. `proven_images` are the ids of images that delivered a
-    complete dump. `missed` is what shows a crash that left no dump.
+    complete dump. `missed` is what shows a crash that left no dump. `cmdline` is what the capture kernel
+    would be told if it were loaded now, empty when nobody knows.
     """
 
     machine: Machine
@@ -224,6 +229,15 @@ class Facts:
     failure: Failure | None
     around: Surroundings = dataclasses.field(default_factory=Surroundings)
     missed: str = ""
+    cmdline: str = ""
+    kexec_syscall: KexecSyscall = KexecSyscall.AUTO
+
+    @property
+    def settings_changed(self) -> bool:
+        """True when what is loaded would get another command line, or be loaded in another way, now."""
+        if self.loaded is None or self.config_errors or not self.cmdline:
+            return False
+        return (self.loaded.cmdline, self.loaded.syscall) != (self.cmdline, self.kexec_syscall.value)
 
     @property
     def required_bytes(self) -> int:

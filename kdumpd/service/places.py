@@ -21,6 +21,6 @@ class Places:
         return cls(root=root, state_dir=root / "var/lib/kdumpd", run_dir=root / "run/kdumpd")
 
     @property
-    def kept_initrd(self) -> Path:
-        """A second link to the image that is loaded: it outlives the build of a newer one."""
-        return self.state_dir / "loaded" / "initrd"
+    def kept_dir(self) -> Path:
+        """Kernel and image that are loaded, kept so that newer ones do not replace them; see `kept.py`."""
+        return self.state_dir / "loaded"

@@ -74,4 +74,6 @@ def _why_load(facts: Facts, *, asked: bool, building: bool) -> str | None:
         return "load the newer image"
     if facts.changed_hardware:
         return f"load the image again: the machine has other {' and '.join(facts.changed_hardware)} now"
+    if facts.settings_changed:
+        return "load again: the command line or the way to load changed"
     return None

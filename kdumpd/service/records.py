@@ -47,18 +47,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def parse_loaded(raw: dict[str, Any] | None) -> LoadedRecord | None:
-    """A record from its JSON; None for anything incomplete."""
+    """A record from its JSON; None for anything incomplete. What later versions added may be absent."""
     if raw is None:
         return None
-    # A record of an older version lacks what was added later.
-    fallback = {"cpus": "", "memory": ""}
-    values: dict[str, Any] = {
-        field.name: raw.get(field.name, fallback.get(field.name)) for field in dataclasses.fields(LoadedRecord)
-    }
+    fields = [field for field in dataclasses.fields(LoadedRecord) if field.name in raw or _required(field)]
+    values: dict[str, Any] = {field.name: raw.get(field.name) for field in fields}
     texts = [value for name, value in values.items() if name != "loaded_usec"]
     if not all(isinstance(value, str) for value in texts) or not isinstance(values["loaded_usec"], int):
         return None
     return LoadedRecord(**values)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING
 
 
 class LoadedFile:

@@ -123,6 +123,12 @@ def _why_stale(facts: Facts) -> Iterator[Reason]:
             sentence="A newer capture image was built than the one that is loaded",
             cure="kdumpctl load",
         )
+    elif facts.settings_changed:
+        yield Reason(
+            code=Code.OLD_SETTINGS_LOADED,
+            sentence="The capture kernel was loaded with another command line, or in another way, than it would be now",
+            cure="kdumpctl load",
+        )
     if facts.changed_hardware:
         yield Reason(
             code=Code.HARDWARE_CHANGED,

@@ -13,6 +13,7 @@ import json
 import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import kdumpd
@@ -21,6 +22,7 @@ from kdumpd.dumpfile.manifest import FileRecord, Manifest, Result
 from kdumpd.errors import BuildError
 from kdumpd.host.kernels import find_kernel
 from kdumpd.host.kexec import FILE_UNLOAD, FileLoader
+from kdumpd.host.kexec_pair import OpenPair
 from kdumpd.host.mounts import resolve_target
 from kdumpd.image import ImageRecord, capture_config
 from kdumpd.image.capture import find_init
@@ -41,6 +43,8 @@ def bzimage(*, init_size: int = 52 * MIB, cmdline_size: int = 2047, magic: bytes
     head[0x1FE:0x200] = b"\x55\xaa"
     head[0x202:0x206] = magic
     struct.pack_into("<H", head, 0x206, 0x20F)
+    head[0x211] = 1  # LOADED_HIGH
+    struct.pack_into("<H", head, 0x236, 0x7F)
     struct.pack_into("<I", head, 0x238, cmdline_size)
     struct.pack_into("<I", head, 0x260, init_size)
     return bytes(head)
@@ -168,6 +172,7 @@ class FakeKernel:
         self._machine = machine
         self.calls: list[tuple[str, int]] = []
         self.fail: list[int] = []  # errno for each of the next calls, 0 for one that works
+        self.before: Callable[[OpenPair], None] | None = None  # what happens to the loader before its call
 
     def __call__(self, kernel_fd: int, initrd_fd: int, cmdline: str, flags: int) -> int:
         self.calls.append((cmdline, flags))
@@ -181,7 +186,18 @@ class FakeKernel:
 
     def loader(self) -> FileLoader:
         """The real loader, with all its checks, in front of this kernel."""
-        return FileLoader("x86_64", root=self._machine.root, syscall=self)
+        return _Loader(self, self._machine.root)
+
+
+class _Loader(FileLoader):
+    def __init__(self, kernel: FakeKernel, root: Path) -> None:
+        super().__init__("x86_64", root=root, syscall=kernel)
+        self._kernel = kernel
+
+    def load(self, opened: OpenPair) -> None:
+        if self._kernel.before is not None:
+            self._kernel.before(opened)
+        super().load(opened)
 
 
 class FakeBuilder:

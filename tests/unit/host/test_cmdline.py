@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from kdumpd.host.cmdline import capture_cmdline, parse_boot_apicid, parse_cmdline, read_cmdline, split_words
+from kdumpd.host.cmdline import (
+    Wishes,
+    capture_cmdline,
+    capture_cpus,
+    parse_boot_apicid,
+    parse_cmdline,
+    read_cmdline,
+    split_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +152,43 @@ def test_boot_processor_is_the_one_called_zero() -> None:
 
 def test_a_missing_file_is_an_empty_line(tmp_path: Path) -> None:
     assert read_cmdline(tmp_path) == ""
+
+
+def test_what_kdump_conf_wants() -> None:
+    wishes = Wishes(remove=("irqpoll", "console"), append='nr-cpus=2 dyndbg="file a.c +p" console=ttyS9')
+    words = capture_cmdline("console=ttyS0 acpi=ht", "x86_64", cpus=4, wishes=wishes)
+    assert words.startswith("acpi=ht ")
+    assert words.endswith(' nr-cpus=2 dyndbg="file a.c +p" console=ttyS9')
+    assert "irqpoll" not in words
+    assert "nr_cpus=4" not in words
+    assert "console=ttyS0" not in words
+
+
+def test_a_line_of_its_own_replaces_the_running_one() -> None:
+    words = capture_cmdline("console=ttyS0 root=/dev/sda1", "x86_64", wishes=Wishes(base="console=ttyS5 root=/dev/sdb"))
+    assert words.split()[0] == "console=ttyS5"
+    assert "ttyS0" not in words
+    assert "root=" not in words
+    assert "reset_devices" in words
+
+
+@pytest.mark.parametrize(
+    ("arch", "present", "spare_mib", "cpus"),
+    [
+        ("x86_64", 1, 500, 1),
+        ("x86_64", 8, -50, 1),
+        ("x86_64", 8, 40, 1),
+        ("x86_64", 8, 48, 2),
+        ("x86_64", 2, 500, 2),
+        ("x86_64", 256, 500, 4),
+        ("aarch64", 8, 500, None),
+    ],
+)
+def test_processors_are_given_as_memory_allows(arch: str, present: int, spare_mib: int, cpus: int | None) -> None:
+    assert capture_cpus(arch, present, spare_mib << 20) == cpus
+
+
+def test_the_number_of_processors_is_on_the_line_once() -> None:
+    for arch, cpus, word in (("x86_64", 3, "nr_cpus=3"), ("ppc64le", None, "nr_cpus=16"), ("vax", 2, "nr_cpus=2")):
+        words = capture_cmdline("", arch, cpus=cpus).split()
+        assert [word for word in words if "cpus" in word] == [word]

@@ -13,19 +13,23 @@ from pathlib import Path
 import pytest
 
 from kdumpd.errors import KdumpError, LoadError, UnsupportedError
-from kdumpd.host.bzimage import read_header
-from kdumpd.host.kexec import FILE_ON_CRASH, FILE_UNLOAD, FileLoader, Pair, kexec_file_load, read_loaded
+from kdumpd.host import kexec
+from kdumpd.host.kernel_image import read_header
+from kdumpd.host.kexec import FILE_ON_CRASH, FILE_UNLOAD, FileLoader, kexec_file_load, read_loaded
 from kdumpd.host.kexec_errors import load_error
+from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.security import Security
 
 Answer = Callable[[int, int, str, int], int]
 
 
 def _kernel(*, magic: bytes = b"HdrS", cmdline_size: int = 2047, version: int = 0x20F) -> bytes:
-    head = bytearray(0x400)
+    head = bytearray(0x1000)
     head[0x1FE:0x200] = b"\x55\xaa"
     head[0x202:0x206] = magic
     struct.pack_into("<H", head, 0x206, version)
+    head[0x211] = 1  # LOADED_HIGH
+    struct.pack_into("<H", head, 0x236, 0x7F)
     struct.pack_into("<I", head, 0x238, cmdline_size)
     struct.pack_into("<I", head, 0x260, 50 << 20)
     return bytes(head)
@@ -49,6 +53,11 @@ class Tree:
         digest = hashlib.sha256(self.initrd.read_bytes()).hexdigest()
         return Pair(kernel=self.kernel, initrd=self.initrd, initrd_sha256=digest, cmdline=cmdline)
 
+    def load(self, *codes: int, pair: Pair | None = None, says_loaded: bool = True) -> None:
+        """Opens and loads."""
+        with open_pair(pair or self.pair()) as opened:
+            self.loader(*codes, says_loaded=says_loaded).load(opened)
+
     def loader(self, *codes: int, says_loaded: bool = True) -> FileLoader:
         answers = list(codes)
 
@@ -69,7 +78,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def test_the_kernel_gets_the_files_that_were_checked(tree: Tree) -> None:
-    tree.loader().load(tree.pair("a b"))
+    tree.load(pair=tree.pair("a b"))
     assert tree.calls == [(tree.kernel.read_bytes(), tree.initrd.read_bytes(), "a b", FILE_ON_CRASH)]
 
 
@@ -82,15 +91,15 @@ def test_unload(tree: Tree) -> None:
 
 def test_success_without_a_loaded_kernel_is_an_error(tree: Tree) -> None:
     with pytest.raises(LoadError, match="yet says that none is loaded"):
-        tree.loader(says_loaded=False).load(tree.pair())
+        tree.load(says_loaded=False)
 
 
 def test_interruptions_are_tried_again_but_not_for_ever(tree: Tree) -> None:
-    tree.loader(errno.EINTR, errno.EINTR, 0).load(tree.pair())
+    tree.load(errno.EINTR, errno.EINTR, 0)
     assert len(tree.calls) == 3
     with pytest.raises(LoadError, match="interrupted"):
-        tree.loader(*[errno.EINTR] * 50).load(tree.pair())
-    assert len(tree.calls) < 20
+        tree.load(*[errno.EINTR] * 50)
+    assert len(tree.calls) < 30
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_bad_files_never_reach_the_kernel(tree: Tree, spoil: Callable[[Tree], ob
     pair = tree.pair()
     spoil(tree)
     with pytest.raises(LoadError, match=words):
-        tree.loader().load(pair)
+        tree.load(pair=pair)
     assert tree.calls == []
 
 
@@ -120,7 +129,7 @@ def test_one_flipped_bit_in_the_image_is_noticed(tree: Tree) -> None:
     data[4321] ^= 1
     tree.initrd.write_bytes(data)
     with pytest.raises(LoadError, match="damaged") as caught:
-        tree.loader().load(pair)
+        tree.load(pair=pair)
     assert caught.value.hint is not None
     assert "rebuild" in caught.value.hint
     assert tree.calls == []
@@ -141,10 +150,11 @@ def test_each_error_has_a_sentence_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_errors_of_the_call_are_raised(tree: Tree, code: int) -> None:
+def test_errors_of_the_call_are_raised(tree: Tree, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kexec, "_BUSY_SECONDS", 0.001)
     kind = UnsupportedError if code == errno.ENOSYS else LoadError
     with pytest.raises(kind):
-        tree.loader(*[code] * 9).load(tree.pair())
+        tree.load(*[code] * 40)
 
 
 def test_an_unknown_error_uses_the_kernels_words() -> None:
@@ -168,7 +178,7 @@ def test_the_cause_is_read_below_the_root(tree: Tree) -> None:
     (tree.root / "proc/sys/kernel").mkdir(parents=True)
     (tree.root / "proc/sys/kernel/kexec_load_disabled").write_text("1\n")
     with pytest.raises(LoadError, match="kexec_load_disabled"):
-        tree.loader(errno.EPERM).load(tree.pair())
+        tree.load(errno.EPERM)
 
 
 @pytest.mark.parametrize("name", ["kexec_crash_loaded", "kexec/crash_loaded"])
@@ -199,8 +209,7 @@ def test_the_header_tells_the_memory_a_kernel_wants(tree: Tree) -> None:
     header = read_header(tree.kernel, "x86_64")
     assert header is not None
     assert header.init_size_bytes == 50 << 20
-    assert read_header(tree.kernel, "s390x") is None
-    with pytest.raises(KdumpError, match="arm64"):
+    with pytest.raises(KdumpError, match="a kernel for x86_64, this machine is aarch64"):
         read_header(tree.kernel, "aarch64")
     with pytest.raises(LoadError, match="cannot be read"):
         read_header(tree.root / "nothing", "x86_64")

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 from bus_bench import wait
 from engine_bench import Bench
-from fake_machine import RELEASE, FakeMachine
+from fake_machine import RELEASE, FakeMachine, bzimage
 
 from kdumpd.dumpfile.manifest import Result
 from kdumpd.errors import (
     BusyError,
     ConfigError,
     LoadError,
+    LoadLostError,
     NotReservedError,
     UnsupportedError,
 )
 from kdumpd.host.kexec import FILE_ON_CRASH
+from kdumpd.host.kexec_pair import OpenPair
 
 
 def test_the_first_look_changes_nothing(bench: Bench) -> None:
@@ -460,15 +462,53 @@ def test_a_run_folder_that_cannot_be_written_is_said(bench: Bench) -> None:
     assert bench.kernel.calls == []
 
 
-def test_the_kept_link_is_the_loaded_image(bench: Bench) -> None:
+def test_the_pair_that_is_loaded_outlives_its_files(bench: Bench) -> None:
+    """An upgrade that replaces the kernel in place, and a new image: should they fail, the old pair is still whole."""
     bench.engine.check()
-    kept = bench.machine.root / "var/lib/kdumpd/loaded/initrd"
-    assert kept.samefile(bench.machine.root / "var/lib/kdumpd" / RELEASE / "initrd")
-    before = kept.read_bytes()
+    root = bench.machine.root
+    record = json.loads((root / "run/kdumpd/loaded.json").read_text())
+    assert Path(record["initrd"]).samefile(root / "var/lib/kdumpd" / RELEASE / "initrd")
+    before = {name: Path(record[name]).read_bytes() for name in ("kernel", "initrd")}
+    bench.machine.write(f"boot/vmlinuz-{RELEASE}", bzimage(init_size=53 << 20))
     bench.kernel.fail = [errno.ENOMEM, 0]
     with pytest.raises(LoadError, match="previous image is loaded again"):
         bench.engine.rebuild()
-    assert kept.read_bytes() == before
+    assert {name: Path(record[name]).read_bytes() for name in before} == before
+    bench.engine.rebuild()
+    record = json.loads((root / "run/kdumpd/loaded.json").read_text())
+    kept = sorted(str(path) for path in (root / "var/lib/kdumpd/loaded").iterdir())
+    assert kept == sorted([record["kernel"], record["initrd"]])
+    assert Path(record["kernel"]).read_bytes() != before["kernel"]
+
+
+def test_a_changed_command_line_is_loaded_without_a_build(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.config("commandline_append systemd.log_level=debug\n")
+    bench.engine.look()
+    assert bench.rung == "loaded-stale"
+    assert bench.codes()[0] == "old-settings-loaded"
+    bench.engine.check()
+    assert bench.rung == "loaded"
+    assert bench.builder.builds == 1
+    assert [cmdline.endswith(" systemd.log_level=debug") for cmdline, _ in bench.kernel.calls] == [False, True]
+    bench.engine.check()
+    assert len(bench.kernel.calls) == 2
+
+
+def test_a_loader_that_died_without_an_answer(bench: Bench) -> None:
+    """Whether the kernel took the new pair is not known: nothing is claimed, and the next look loads again."""
+    bench.engine.check()
+
+    def die(opened: OpenPair) -> None:
+        raise LoadLostError("The loader ended without an answer")
+
+    bench.machine.config("nr_cpus 3\n")
+    bench.kernel.before = die
+    bench.engine.check()
+    assert (bench.rung, bench.codes()[0]) == ("loaded-stale", "load-interrupted")
+    bench.kernel.before = None
+    bench.engine.check(patient=False)
+    assert bench.rung == "loaded"
 
 
 def test_a_crash_folder_that_is_a_link_is_not_followed(bench: Bench, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import configparser
 import io
 import os
 import re
@@ -68,43 +67,3 @@ def test_without_systemd_a_line_has_its_priority() -> None:
 )
 def test_the_watchdog_wants_half_of_its_interval(environ: dict[str, str], usec: int | None) -> None:
     assert watchdog_usec(environ) == usec
-
-
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit with a program that exists on a machine without the package."""
-    path = tmp_path / "kdumpd.service"
-    path.write_text((UNITS / "kdumpd.service").read_text().replace("ExecStart=/usr/bin/kdumpd", "ExecStart=/bin/true"))
-    return path
-
-
-def test_systemd_takes_the_unit(unit: Path) -> None:
-    done = subprocess.run(["systemd-analyze", "--man=no", "verify", unit], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "kdumpd.service" not in done.stderr
-
-
-def test_the_unit_stays_hardened(unit: Path) -> None:
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=30", unit],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-400:]
-
-
-def test_the_unit_keeps_what_matters() -> None:
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # directives keep their case
-    parser.read(UNITS / "kdumpd.service")
-    service = parser["Service"]
-    assert service["Type"] == "notify"
-    assert service["RuntimeDirectoryPreserve"] == "yes"
-    assert service["StateDirectoryMode"] == "0700"
-    assert "ConditionKernelCommandLine" not in parser["Unit"]
-    assert "ProtectKernelModules" not in service
-    assert "CAP_SYS_BOOT" in service["CapabilityBoundingSet"]
-    assert "@reboot" in service["SystemCallFilter"]
-    assert not [key for key in service if key.startswith("ExecStop")]
-    assert parser["Install"]["Alias"] in (UNITS / "org.kdumpd.Kdump1.service").read_text()

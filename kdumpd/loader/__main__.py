@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`python3 -m kdumpd.loader`: takes one request from the socket on its standard input, carries it out, answers, ends.
+
+systemd starts it for each connection (kdumpd-load.socket); where there is no systemd the service starts it as a child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from kdumpd.errors import KdumpError, LoadError
+from kdumpd.host.kexec import FileLoader, KexecLoader
+from kdumpd.host.kexec_tools import ToolLoader
+from kdumpd.host.machine import read_machine
+from kdumpd.loader.protocol import closing, receive_request, send_answer
+
+_REQUEST_SECONDS = 30.0
+
+
+class _Unloader(Protocol):
+    def unload(self) -> None: ...
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves one request; returns the exit status, 0 also when the answer was an error."""
+    parser = argparse.ArgumentParser(prog="python3 -m kdumpd.loader", description=__doc__)
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="FOLDER", help="the machine's facts lie below it"
+    )
+    parser.add_argument("--tool", action="store_true", help="load with kexec-tools instead of kexec_file_load(2)")
+    options = parser.parse_args(arguments)
+    arch = read_machine(options.root).arch
+    file_loader = FileLoader(arch, root=options.root)
+    loader = ToolLoader(arch, root=options.root) if options.tool else file_loader
+    return serve(socket.socket(fileno=os.dup(0)), loader, file_loader)
+
+
+def serve(connection: socket.socket, loader: ToolLoader | KexecLoader, unloader: _Unloader) -> int:
+    """Answers one request on `connection`."""
+    with connection:
+        try:
+            _require_root(connection)
+            connection.settimeout(_REQUEST_SECONDS)
+            opened = receive_request(connection)
+            with closing(opened):
+                if opened is None:
+                    unloader.unload()
+                else:
+                    loader.load(opened)
+            send_answer(connection, None)
+        except KdumpError as error:
+            send_answer(connection, error)
+        except OSError as error:
+            print(f"<3>kdumpd.loader: the service went away: {error}", file=sys.stderr)
+            return 1
+        except Exception as error:
+            # The edge of the process: the service has to hear that this went wrong.
+            logging.getLogger(__name__).exception("A load failed inside the loader")
+            send_answer(connection, LoadError(f"A fault in the loader: {type(error).__name__}", hint="journalctl -e"))
+            return 1
+    return 0
+
+
+def _require_root(connection: socket.socket) -> None:
+    """Only the service asks; the socket has mode 0600, and this is the second lock."""
+    # struct ucred, unix(7)
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    if uid != 0:
+        raise LoadError(f"Only root may have a capture kernel loaded; the request came from user {uid}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

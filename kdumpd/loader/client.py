@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The service's side of the loader: hands it two open files, waits, and gets an answer or the loader's end.
+
+Knows two loaders: one for kexec_file_load(2), that may do nothing else, and one for kexec-tools, which wants to see
+much of the machine. systemd starts them by their sockets; elsewhere they are children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdumpd.config.model import KexecSyscall
+from kdumpd.errors import LoadError, LoadLostError, UnsupportedError, os_reason
+from kdumpd.host.kexec_pair import OpenPair
+from kdumpd.loader.protocol import receive_answer, send_request
+
+FILE, TOOL = "load", "load-tool"
+_ANSWER_SECONDS = 400.0  # kexec-tools is given 300
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+class ProcessLoader:
+    """Loads in another process. `units` says that systemd has the sockets kdumpd-load and kdumpd-load-tool."""
+
+    def __init__(self, run_dir: Path, *, root: Path = Path("/"), units: bool, module: str = "kdumpd.loader") -> None:
+        self._run_dir = run_dir
+        self._root = root
+        self._units = units
+        self._module = module
+
+    def load(self, opened: OpenPair) -> None:
+        """Loads the pair. Raises LoadError (LoadLostError when nobody knows what happened) or UnsupportedError."""
+        wanted = opened.pair.syscall
+        missing: UnsupportedError | None = None
+        if wanted is not KexecSyscall.KEXEC_LOAD:
+            try:
+                self._ask(FILE, opened)
+                return
+            except UnsupportedError as error:
+                if wanted is not KexecSyscall.AUTO:
+                    raise
+                missing = error
+        try:
+            self._ask(TOOL, opened)
+        except UnsupportedError as error:
+            if missing is None:
+                raise
+            raise UnsupportedError(f"{missing.sentence}, and {error.sentence}", hint=error.hint) from error
+
+    def unload(self) -> None:
+        """Unloads whatever is loaded. Raises LoadError or UnsupportedError."""
+        self._ask(FILE, None)
+
+    def _ask(self, which: str, opened: OpenPair | None) -> None:
+        with self._connection(which) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            try:
+                send_request(connection, opened)
+            except OSError as error:
+                raise LoadError(f"The loader cannot be asked: {os_reason(error)}") from error
+            try:
+                answer = receive_answer(connection)
+            except (OSError, ValueError, KeyError, TypeError) as lost:
+                unit = f"journalctl -u 'kdumpd-{which}@*'" if self._units else None
+                raise LoadLostError("The loader ended without an answer", hint=unit) from lost
+        if answer is not None:
+            raise answer
+
+    @contextlib.contextmanager
+    def _connection(self, which: str) -> Iterator[socket.socket]:
+        with self._by_socket(which) if self._units else self._by_child(which) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _by_socket(self, which: str) -> Iterator[socket.socket]:
+        path = self._run_dir / f"{which}.socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            try:
+                connection.connect(str(path))
+            except OSError as error:
+                raise LoadError(
+                    f"The loader does not listen at {path}: {os_reason(error)}",
+                    hint=f"systemctl start kdumpd-{which}.socket",
+                    errno=error.errno,
+                ) from error
+            yield connection
+
+    @contextlib.contextmanager
+    def _by_child(self, which: str) -> Iterator[socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = [sys.executable or "/usr/bin/python3", "-m", self._module, "--root", str(self._root)]
+        words += ["--tool"] if which == TOOL else []
+        with ours:
+            with theirs:
+                try:
+                    child = subprocess.Popen(
+                        words, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=_environment()
+                    )
+                except OSError as error:
+                    raise LoadError(f"The loader cannot be started: {os_reason(error)}") from error
+            try:
+                yield ours
+            finally:
+                ours.close()
+                child.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPATH": os.pathsep.join([str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
