@@ -21,8 +21,9 @@ except ImportError as missing:
 NAME = "org.kdumpd.Kdump1"
 PATH = "/org/kdumpd/Kdump1"
 INTERFACE = "org.kdumpd.Kdump1.Manager"
+_JOB = "org.kdumpd.Kdump1.Job"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 _STATUS_MS = 5_000
-_ACTION_MS = 1_000_000  # a build may take minutes; the service bounds it
 _GONE = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.", "NoServer", "FileNotFound")
 _START = "start it: systemctl start kdumpd"
 
@@ -30,14 +31,52 @@ _START = "start it: systemctl start kdumpd"
 def properties() -> dict[str, Any]:
     """All properties of the service, which is not started for it. Raises ServiceUnreachableError."""
     arguments = GLib.Variant("(s)", (INTERFACE,))
-    answer = _call("org.freedesktop.DBus.Properties", "GetAll", arguments, _STATUS_MS, start=False)
+    answer = _call(_PROPERTIES, "GetAll", arguments, _STATUS_MS, start=False)
     found: dict[str, Any] = answer.unpack()[0]
     return found
 
 
-def call(method: str) -> None:
-    """Calls a method without arguments and waits for its end. Raises the KdumpError that the service raised."""
-    _call(INTERFACE, method, None, _ACTION_MS, start=True)
+def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
+    """Starts a job of the service and waits for its end; reports phase and progress (0 to 1) meanwhile.
+
+    SIGINT cancels the job. Raises the KdumpError that ended it.
+    """
+    path = _call(INTERFACE, "StartJob", GLib.Variant("(s)", (kind,)), _STATUS_MS, start=True).unpack()[0]
+    connection = _connect()
+    loop = GLib.MainLoop()
+    seen: dict[str, Any] = {}
+
+    def take(values: Mapping[str, Any]) -> None:
+        seen.update(values)
+        on_phase(seen["Phase"], seen["Progress"])
+        if seen["State"] not in ("queued", "running"):
+            loop.quit()
+
+    def changed(_bus: Any, _sender: str, _path: str, _interface: str, _name: str, arguments: GLib.Variant) -> None:
+        interface, values, _ = arguments.unpack()
+        if interface == _JOB and seen:
+            take(values)
+
+    def vanished(_bus: Any, _name: str) -> None:
+        seen.update(State="failed", ErrorName=ServiceUnreachableError.dbus_name)
+        seen["ErrorMessage"] = "The service kdumpd ended while it worked\njournalctl -u kdumpd"
+        loop.quit()
+
+    def interrupt() -> bool:
+        connection.call(NAME, path, _JOB, "Cancel", None, None, Gio.DBusCallFlags.NONE, _STATUS_MS, None, None)
+        return bool(GLib.SOURCE_CONTINUE)
+
+    flags = Gio.DBusSignalFlags.NONE
+    connection.signal_subscribe(NAME, _PROPERTIES, "PropertiesChanged", path, None, flags, changed)
+    Gio.bus_watch_name_on_connection(connection, NAME, Gio.BusNameWatcherFlags.NONE, None, vanished)
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, interrupt)
+    # From here on nothing is missed; what happened before is asked for.
+    arguments = GLib.Variant("(s)", (_JOB,))
+    take(_call(_PROPERTIES, "GetAll", arguments, _STATUS_MS, start=False, path=path).unpack()[0])
+    if seen["State"] in ("queued", "running"):
+        loop.run()
+    if seen["State"] != "done":
+        raise _error(seen["ErrorName"], seen["ErrorMessage"])
 
 
 def nudge(method: str) -> None:
@@ -54,10 +93,7 @@ def follow(
 
     Raises ServiceUnreachableError when there is no bus.
     """
-    try:
-        connection = Gio.bus_get_sync(Gio.BusType.SYSTEM, None)
-    except GLib.Error as error:
-        raise _translate(error) from error
+    connection = _connect()
     loop = GLib.MainLoop()
     seen: dict[str, Any] = {}
 
@@ -84,7 +120,7 @@ def follow(
     def subscribe(interface: str, path: str | None, receive: Callable[..., None]) -> None:
         connection.signal_subscribe(NAME, interface, None, path, None, Gio.DBusSignalFlags.NONE, receive)
 
-    subscribe("org.freedesktop.DBus.Properties", PATH, changed)
+    subscribe(_PROPERTIES, PATH, changed)
     subscribe(INTERFACE, None, signalled)
     Gio.bus_watch_name_on_connection(connection, NAME, Gio.BusNameWatcherFlags.NONE, appeared, vanished)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,18 +128,31 @@ def follow(
     loop.run()
 
 
-def _call(interface: str, method: str, arguments: GLib.Variant | None, wait_ms: int, *, start: bool) -> GLib.Variant:
+def _connect() -> Gio.DBusConnection:
+    """The system bus. Raises ServiceUnreachableError."""
+    try:
+        return Gio.bus_get_sync(Gio.BusType.SYSTEM, None)
+    except GLib.Error as error:
+        raise _translate(error) from error
+
+
+def _call(
+    interface: str, method: str, arguments: GLib.Variant | None, wait_ms: int, *, start: bool, path: str = PATH
+) -> GLib.Variant:
     flags = Gio.DBusCallFlags.NONE if start else Gio.DBusCallFlags.NO_AUTO_START
     try:
-        bus = Gio.bus_get_sync(Gio.BusType.SYSTEM, None)
-        return bus.call_sync(NAME, PATH, interface, method, arguments, None, flags, wait_ms, None)
+        return _connect().call_sync(NAME, path, interface, method, arguments, None, flags, wait_ms, None)
     except GLib.Error as error:
         raise _translate(error) from error
 
 
 def _translate(error: GLib.Error) -> KdumpError:
     name = Gio.DBusError.get_remote_error(error) or ""
-    text: str = error.message.removeprefix(f"GDBus.Error:{name}: ")
+    return _error(name, error.message.removeprefix(f"GDBus.Error:{name}: "))
+
+
+def _error(name: str, text: str) -> KdumpError:
+    """Our own class for an error on the bus; its text is a sentence and, in a second line, what mends it."""
     for kind in _tree(KdumpError):
         if name == kind.dbus_name:
             sentence, _, hint = text.partition("\n")

@@ -38,12 +38,16 @@ def boot(
     memory_file: Path | None = None,
     disks: tuple[tuple[Path, str], ...] = (),
     echo: IO[str] | None = None,
+    again: bool = False,
 ) -> Machine:
     """A machine on an overlay of `made`, at `folder`/disk.qcow2; `words` go on its kernel command line.
 
-    Unless `fresh`, and only with kernel 6.1, it was armed once before, so that its capture image exists.
+    Unless `fresh`, and only with kernel 6.1, it was armed once before, so that its capture image exists. With
+    `again` it is the machine that was there before: its disk as it is, maybe with another kernel.
     """
-    disk = overlay(made.disk if fresh or series != "6.1" else armed_disk(made), folder / "disk.qcow2")
+    disk = folder / "disk.qcow2"
+    if not again:
+        overlay(made.disk if fresh or series != "6.1" else armed_disk(made), disk)
     return Machine(
         kernel=made.kernel(series),
         initrd=made.initrd(series),

@@ -183,6 +183,27 @@ def _build_installed(folder: Path, image: Image, package: Path) -> None:
     make_disk(root, folder / "disk.raw")
 
 
+def kernel_package(release: str) -> Path:
+    """The .deb of the kernel `release` of the guests' suite."""
+    parent = CACHE / "kernels"
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = sorted(parent.glob(f"linux-image-{release}_*.deb"))
+        return known[-1] if known else AptRoot(SUITE).download(f"linux-image-{release}", parent)
+
+
+def files_disk(files: list[Path], disk: Path) -> Path:
+    """A raw ext4 disk at `disk` with copies of `files`, for what is too large to be written into a guest."""
+    with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
+        for path in files:
+            shutil.copy(path, folder)
+        with disk.open("wb") as file:
+            file.truncate(sum(path.stat().st_size for path in files) * 2 + (16 << 20))
+        run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", folder, str(disk)], timeout=120)
+    return disk
+
+
 _CHROOT_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
 

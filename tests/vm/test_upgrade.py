@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A second kernel: installed with apt, crashed before the reboot and after it; and removed again."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from lab import circle, image
+from lab.qemu import Machine
+
+QUIET = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"]
+IMAGES = "/var/lib/kdumpd"
+
+
+def _boot_files(guest: Machine) -> dict[str, str]:
+    """Checksums of everything in /boot."""
+    lines = guest.run(["/bin/sh", "-c", "find /boot -type f -exec sha256sum {} +"]).ok().splitlines()
+    return {path: digest for digest, path in (line.split(None, 1) for line in lines)}
+
+
+def _manifest(guest: Machine, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(guest.run(["cat", f"{circle.CRASH_DIR}/{name}/manifest.json"]).ok())
+    return found
+
+
+def _crash(guest: Machine, known: set[str]) -> dict[str, object]:
+    """Crashes, waits for the machine to come back; the manifest of the new crash."""
+    after = guest.console.mark()
+    guest.crash()
+    circle.wait_back(guest, after)
+    (name,) = set(circle.crashes(guest)) - known
+    return _manifest(guest, name)
+
+
+def _wait(guest: Machine, shell: str, what: str, timeout: float = 180) -> None:
+    deadline = time.monotonic() + timeout
+    while guest.run(["/bin/sh", "-c", shell]).rc != 0:
+        journal = guest.run(["journalctl", "-u", "kdumpd", "-n", "30", "--no-pager"]).out
+        assert time.monotonic() < deadline, f"waited in vain for {what}:\n{journal}"
+        time.sleep(1)
+
+
+def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
+    old, new = made.release("6.1"), made.release("6.12")
+    package = image.kernel_package(new)
+    disk = image.files_disk([package], scratch / "packages.img")
+    with circle.boot(made, scratch, disks=((disk, "raw"),)) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        before = _boot_files(guest)
+        _without(guest, new)
+        assert _boot_files(guest) == {path: digest for path, digest in before.items() if new not in path}
+
+        guest.run(["mount", "-o", "ro", "/dev/nvme1n1", "/mnt"]).ok()
+        apt = [*QUIET, "INITRD=No", "apt-get", "install", "-y", "-qq", f"/mnt/{package.name}"]
+        guest.run(apt, timeout=300).ok()
+        after_install = _boot_files(guest)
+        _wait(guest, f"test -e {IMAGES}/{new}/image.json && ! ls {IMAGES}/pending/* 2>&-", "an image built ahead")
+        circle.wait_journal(guest, "ahead of its first boot")
+        assert _boot_files(guest) == after_install
+        assert {path: digest for path, digest in after_install.items() if new not in path} == {
+            path: digest for path, digest in before.items() if new not in path
+        }
+
+        # Before the reboot: what is armed is right for the running kernel.
+        assert circle.status(guest)["release"] == old
+        assert circle.status(guest)["state"] == "loaded"
+        _nobody_is_refused(guest)
+        manifest = _crash(guest, set())
+        assert (manifest["result"], manifest["kernel"]) == ("complete", old)
+        guest.run(["/bin/sh", "-c", "journalctl --sync; sync"]).ok()
+        guest.power_off()
+
+    with circle.boot(made, scratch, series="6.12", again=True) as guest:
+        guest.wait_ready()
+        circle.wait_armed(guest)
+        built = guest.run(["journalctl", "-b", "-u", "kdumpd", "-o", "cat", "--no-pager"]).ok()
+        assert "Built the capture image" not in built
+        assert circle.status(guest)["release"] == new
+        known = set(circle.crashes(guest))
+        _without_its_modules(guest, new)
+        manifest = _crash(guest, known)
+        assert (manifest["result"], manifest["kernel"]) == ("complete", new)
+
+        circle.wait_armed(guest)
+        before = _boot_files(guest)
+        _without(guest, old)
+        _wait(guest, f"! test -e {IMAGES}/{old}", "the removal of the old kernel's image", 60)
+        assert _boot_files(guest) == {path: digest for path, digest in before.items() if old not in path}
+        assert circle.status(guest)["armed"] is True
+        assert len(circle.crashes(guest)) == len(known) + 1
+
+
+def _without(guest: Machine, release: str) -> None:
+    """Purges a kernel that does not run, with the metapackage that wants it."""
+    query = ["/bin/sh", "-c", "dpkg-query -W -f '${Package} ${Depends}\\n' 'linux-image-*'"]
+    names = [line.split()[0] for line in guest.run(query).ok().splitlines() if f"linux-image-{release}" in line]
+    guest.run([*QUIET, "dpkg", "--purge", *names], timeout=300).ok()
+
+
+def _without_its_modules(guest: Machine, release: str) -> None:
+    """While the modules of the running kernel are away, what is loaded stays, and is not called another thing."""
+    guest.run(["mv", f"/usr/lib/modules/{release}", "/root/modules"]).ok()
+    try:
+        time.sleep(10)
+        assert guest.run(["cat", "/sys/kernel/kexec_crash_loaded"]).ok().strip() == "1"
+        assert circle.status(guest)["armed"] is True
+        assert guest.run(["test", "-e", f"{IMAGES}/{release}/initrd"]).rc == 0
+    finally:
+        guest.run(["mv", "/root/modules", f"/usr/lib/modules/{release}"]).ok()
+    circle.wait_armed(guest)
+
+
+def _nobody_is_refused(guest: Machine) -> None:
+    """Who is not root may look, and do nothing."""
+    call = ["busctl", "call", "org.kdumpd.Kdump1", "/org/kdumpd/Kdump1", "org.kdumpd.Kdump1.Manager"]
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for method in ("Load", "Unload", "Reload", "Rebuild", "KernelsChanged"):
+        done = guest.run([*nobody, *call, method])
+        assert done.rc != 0, method
+        assert "denied" in done.err.lower(), done.err
+    done = guest.run([*nobody, "kdumpctl", "unload"])
+    assert done.rc == 1
+    assert "root" in done.err
+    done = guest.run([*nobody, "kdumpctl", "status"])
+    assert done.rc == 0, done.out + done.err
+    assert guest.run(["cat", "/sys/kernel/kexec_crash_loaded"]).ok().strip() == "1"
