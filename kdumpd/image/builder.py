@@ -23,7 +23,7 @@ from kdumpd.config.model import CaptureConfig
 from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
 from kdumpd.host import blockdev
 from kdumpd.host.kernels import Kernel, read_kernel_config
-from kdumpd.image import contents, cpio, kmodules, pack, pyclosure, verify
+from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, pyclosure, verify
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     INITRD_NAME,
@@ -86,6 +86,9 @@ def build(request: BuildRequest, progress: Progress = lambda phase, fraction: No
 def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> contents.Tree:
     """All entries but the manifest. Raises BuildError naming what is missing."""
     tree = contents.skeleton(request.capture, find_init())
+    facts = kernel_facts.running_kernel_facts(request.kernel.release, request.root)
+    if facts is not None:
+        tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
     chain = None if request.block is None else blockdev.read_chain(request.block, request.root)
     paths = kmodules.needed_modules(index, chain, request.capture.fstype, kernel_config)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the running kernel says of its own structures, stored in its capture image as /etc/kdumpd/kernel.json.
+
+The collector then need not look for them in the dead kernel's memory. Only values that are the same for each boot
+are stored: symbols count from _stext, so that KASLR does not make two images out of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.analyst.wanted import SYMBOLS
+from kdumpd.vmcore.btf import Btf
+from kdumpd.vmcore.elfcore import ElfCore
+from kdumpd.vmcore.kernel_facts import STORED, KernelFacts, gather
+from kdumpd.vmcore.notes import parse_notes
+from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
+
+PATH = str(STORED).lstrip("/")
+_NT_GNU_BUILD_ID = 3
+
+
+def running_kernel_facts(release: str, root: Path = Path("/")) -> KernelFacts | None:
+    """Facts of kernel `release`; None when another one runs or when it has no type information.
+
+    `root` is where /proc and /sys are looked for.
+    """
+    try:
+        if (root / "proc/sys/kernel/osrelease").read_text().strip() != release:
+            return None
+        btf = Btf((root / "sys/kernel/btf/vmlinux").read_bytes())
+    except (OSError, UnicodeDecodeError, VmcoreError):
+        return None  # CONFIG_DEBUG_INFO_BTF is off: the collector does with what VMCOREINFO says
+    return gather(
+        release=release,
+        build_id=_vmcoreinfo_build_id(root) or _notes_build_id(root),
+        btf=btf,
+        symbols=_symbols(root),
+        source="the running kernel",
+    )
+
+
+def _vmcoreinfo_build_id(root: Path) -> str | None:
+    """As VMCOREINFO has it, which the dead kernel will be asked for: some stable releases have garbage there."""
+    try:
+        with ElfCore(root / "proc/kcore") as core:
+            note = core.vmcoreinfo_note()
+    except VmcoreError:
+        return None  # there is no /proc/kcore, or lockdown(7) forbids it
+    return None if note is None else parse_vmcoreinfo(note.description).texts.get("BUILD-ID")
+
+
+def _notes_build_id(root: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        for note in parse_notes((root / "sys/kernel/notes").read_bytes()):
+            if note.name == "GNU" and note.kind == _NT_GNU_BUILD_ID:
+                return note.description.hex()
+    return None
+
+
+def _symbols(root: Path) -> dict[str, int]:
+    """Addresses of the wanted symbols; none when sysctl kernel.kptr_restrict hides them."""
+    wanted = frozenset(SYMBOLS)
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError), (root / "proc/kallsyms").open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            # "address type name", and "[module]" behind the names of modules, which come last.
+            words = line.split()
+            if len(words) > 3:
+                break
+            if len(words) == 3 and words[2] in wanted:
+                with contextlib.suppress(ValueError):
+                    found.setdefault(words[2], int(words[0], 16))
+    return found if found.get("_stext") else {}
