@@ -35,7 +35,8 @@ _LADDER = (
 
 # Reasons that `why-stale` is about.
 _STALE = frozenset(
-    {"image-missing", "image-stale", "image-damaged", "old-image-loaded", "load-interrupted"} | {"hardware-changed"}
+    {"image-missing", "image-stale", "image-damaged", "old-image-loaded", "load-interrupted"}
+    | {"hardware-changed", "old-settings-loaded"}
 )
 
 
@@ -78,7 +79,14 @@ _CHECKS = (
         "loaded",
         frozenset(
             {"not-loaded", "held", "loaded-by-other", "load-failed", "unload-failed", "loading-disabled"}
-            | {"load-interrupted", "old-image-loaded", "hardware-changed", "unloaded-by-other", "load-limit-reached"}
+            | {
+                "load-interrupted",
+                "old-image-loaded",
+                "old-settings-loaded",
+                "hardware-changed",
+                "unloaded-by-other",
+                "load-limit-reached",
+            }
         ),
         "loaded",
     ),

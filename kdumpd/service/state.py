@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdumpd.service.estimate import mib
+from kdumpd.service.estimate import mib, recommended_bytes
 from kdumpd.service.model import Code, Facts, Held, Reason, Rung, State
 from kdumpd.service.warnings import warnings
 
@@ -62,14 +62,14 @@ def _not_reserved(facts: Facts) -> Iterator[Reason]:
         yield Reason(
             code=Code.CRASHKERNEL_MISSING,
             sentence="No memory is reserved for a capture kernel: the kernel was booted without crashkernel=",
-            cure="add crashkernel=256M to the kernel command line and boot again",
+            cure="kdumpctl reset-crashkernel, and boot again",
         )
     else:
         why = facts.expectation.problem or "the kernel found no free memory of that size"
         yield Reason(
             code=Code.CRASHKERNEL_IGNORED,
             sentence=f"No memory is reserved although the command line has crashkernel={facts.crashkernel}: {why}",
-            cure="boot with crashkernel=256M; the kernel's words: journalctl -k --grep=crashkernel",
+            cure="kdumpctl reset-crashkernel, and boot again; the kernel's words: journalctl -k --grep=crashkernel",
         )
 
 
@@ -80,13 +80,8 @@ def _too_small(facts: Facts) -> Iterator[Reason]:
     yield Reason(
         code=Code.RESERVATION_TOO_SMALL,
         sentence=f"{mib(facts.reserved_bytes)} are reserved for the capture kernel, a capture needs about {need}",
-        cure=f"boot with crashkernel={_round_up(facts.required_bytes)}M",
+        cure=f"kdumpctl reservation set {recommended_bytes(facts.required_bytes) >> 20}M, and boot again",
     )
-
-
-def _round_up(size_bytes: int) -> int:
-    """A round figure in MiB to put on a command line."""
-    return -(-size_bytes // (64 << 20)) * 64
 
 
 def _loaded(facts: Facts) -> State:

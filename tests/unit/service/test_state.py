@@ -282,7 +282,7 @@ def test_too_small_names_both_figures() -> None:
     reason = decide(facts(reserved_bytes=64 * MIB)).reasons[0]
     assert "64 MiB" in reason.sentence
     assert "150 MiB" in reason.sentence
-    assert reason.cure == "boot with crashkernel=192M"
+    assert reason.cure == "kdumpctl reservation set 256M, and boot again"
 
 
 @pytest.mark.parametrize(("reserved", "fits"), [(64, False), (128, False), (160, True), (192, True), (256, True)])
