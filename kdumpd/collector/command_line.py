@@ -16,6 +16,7 @@ _VERBS = {
     Verb.DUMP: ("dump", "dump"),
     Verb.DMESG: ("log", "log"),
     Verb.PARTIAL_DMESG: ("log", "log"),
+    Verb.VERIFY: ("verify", "verify"),
 }
 
 _USAGE = f"""\

@@ -23,7 +23,7 @@ from kdumpd.collector.order import batches
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.native import PageBuffer
 from kdumpd.dumpfile.packing import PackedPages, Packing
-from kdumpd.dumpfile.writer import DiskdumpWriter
+from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import CrashedMemory
 
@@ -70,7 +70,7 @@ class Copier:
     def __init__(
         self,
         core: CrashedMemory,
-        writer: DiskdumpWriter,
+        writer: PageWriter,
         *,
         codec: Codec,
         level: int | None,

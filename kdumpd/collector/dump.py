@@ -16,11 +16,11 @@ from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
+from kdumpd.dumpfile.check import verify_dump
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.manifest import Region, Step
 from kdumpd.dumpfile.packing import FAST
-from kdumpd.dumpfile.reader import verify
-from kdumpd.dumpfile.sink import Sink
+from kdumpd.dumpfile.sink import PageWriter, Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError, NoSpaceError
 from kdumpd.vmcore.memory import PAGE_SIZE
@@ -83,16 +83,7 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
 
     progress.phase("writing what is needed first")
     try:
-        writer = DiskdumpWriter(
-            sink,
-            source.origin(),
-            codec=options.codec,
-            level=plan.level,
-            max_mapnr=source.core.max_pfn,
-            present=found.present,
-            kept=plan.kept,
-            checksums=options.checksums,
-        )
+        writer = _writer(source, plan, sink, options)
     except NoSpaceError as error:
         source.steps.append(Step("log-only", f"not even the headers of a dump fit: {error.sentence}"))
         raise
@@ -130,13 +121,36 @@ def check_dump(path: Path, source: Source, outcome: Outcome, options: DumpOption
         return
     progress.phase("checking what was written")
     with outcome.timed("verify"):
-        outcome.pages["verified"] = verify(
+        outcome.pages["verified"] = verify_dump(
             path, memory=source.core, needed=source.needed, unreadable=outcome.unreadable
         )
 
 
+def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions) -> PageWriter:
+    origin = source.origin()
+    if options.elf:
+        from kdumpd.dumpfile.elfdump import ElfWriter
+
+        elf = ElfWriter(
+            sink, machine=source.core.machine, segments=source.segments(), notes=origin.notes, kept=plan.kept
+        )
+        if elf.filled:
+            source.notes.append(f"{elf.filled} pages that were left out lie in short holes and read as zeros")
+        return elf
+    return DiskdumpWriter(
+        sink,
+        origin,
+        codec=options.codec,
+        level=plan.level,
+        max_mapnr=source.core.max_pfn,
+        present=plan.found.present,
+        kept=plan.kept,
+        checksums=options.checksums,
+    )
+
+
 def _copy(
-    source: Source, plan: Plan, writer: DiskdumpWriter, outcome: Outcome, options: DumpOptions, progress: Progress
+    source: Source, plan: Plan, writer: PageWriter, outcome: Outcome, options: DumpOptions, progress: Progress
 ) -> None:
     """What opens the dump and what is asked for first, then slab, then the rest."""
     waiting = Waiting(plan.kept.copy())
@@ -180,7 +194,7 @@ def _copy(
             outcome.notes.append(f"pages that could not be read were saved as zeros: pfn {named}{more}")
 
 
-def _level_for(source: Source, plan: Plan, writer: DiskdumpWriter, threads: int) -> int:
+def _level_for(source: Source, plan: Plan, writer: PageWriter, threads: int) -> int:
     """The level of zstd for the rest, by how fast the target took the first part and how fast pages are packed."""
     if writer.write_seconds <= 0 or writer.data_size < _ENOUGH_TO_MEASURE:
         return FAST

@@ -26,7 +26,7 @@ class DumpOptions:
     """`levels` is a ladder: the first dump level is wanted, the next ones are for when the target is too small.
 
     `compression_level` None lets the collector choose. `checksums` takes the sha256 of each region while writing;
-    `verify` reads the dump back before it gets its name.
+    `verify` reads the dump back before it gets its name. `elf` makes it an ELF core file, whose pages are not packed.
     """
 
     levels: tuple[int, ...] = (0,)
@@ -35,6 +35,7 @@ class DumpOptions:
     threads: int = 1
     checksums: bool = True
     verify: bool = True
+    elf: bool = False
 
     @classmethod
     def of(cls, settings: DumpSettings) -> Self:
@@ -46,6 +47,7 @@ class DumpOptions:
             threads=settings.threads or len(os.sched_getaffinity(0)),
             checksums=settings.checksums,
             verify=settings.verify,
+            elf=settings.elf,
         )
 
 

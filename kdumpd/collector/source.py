@@ -32,7 +32,7 @@ from kdumpd.vmcore.kernel_log import read_log
 from kdumpd.vmcore.log_clear import clear_sequence
 from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memmap import MemoryMap
-from kdumpd.vmcore.memory import CrashedMemory
+from kdumpd.vmcore.memory import PAGE_SHIFT, CrashedMemory, Segment
 from kdumpd.vmcore.rules import PageClass, rules_of
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
@@ -122,6 +122,35 @@ class Source:
             self.notes.append(f"the kernel log is incomplete, {FAULT}: {error!r}")
         return lines
 
+    def segments(self) -> tuple[Segment, ...]:
+        """The memory as program headers describe it; made up of what is known where the file has none."""
+        if self.core.segments:
+            return self.core.segments
+        base = self._direct_map()
+        return tuple(
+            Segment(
+                vaddr=base + (extent.start << PAGE_SHIFT) if base is not None else 0,
+                paddr=extent.start << PAGE_SHIFT,
+                offset=0,
+                filesz=extent.end - extent.start << PAGE_SHIFT,
+                memsz=extent.end - extent.start << PAGE_SHIFT,
+            )
+            for extent in self.core.extents
+        )
+
+    def _direct_map(self) -> int | None:
+        """The virtual address of physical 0: mem_section points into the direct map, and is translated like any."""
+        symbol = self.info.symbol("mem_section")
+        if self.tables is None or symbol is None:
+            return None
+        try:
+            pointer = self.tables.read_u64(symbol)
+            paddr = self.tables.to_phys(pointer)
+        except VmcoreError:
+            return None
+        # Whatever its base, the direct map begins at a boundary that a table of the second level covers.
+        return pointer - paddr if paddr is not None and not (pointer - paddr) % (1 << 30) else None
+
     def utsname(self) -> Utsname:
         """init_uts_ns of the dead kernel; with only the release from VMCOREINFO where it cannot be read."""
         symbol = self.info.symbol("init_uts_ns")
@@ -140,7 +169,7 @@ class Source:
             utsname=self.utsname(),
             time_sec=self.info.crash_time or int(time.time()),
             nr_cpus=self.core.nr_cpus(),
-            phys_base=self.tables.phys_base if self.tables is not None else 0,
+            phys_base=self.tables.phys_base if self.tables is not None else self.core.phys_base,
             notes=self.core.notes_block,
             vmcoreinfo_at=note.offset if note is not None else 0,
             vmcoreinfo_size=len(note.description) if note is not None else 0,

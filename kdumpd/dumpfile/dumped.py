@@ -58,6 +58,7 @@ class DumpedMemory(CrashedMemory):
         if header.present_offset + 2 * header.bitmap_bytes > self._file.size:
             raise DumpFormatError(f"{name} ends inside its bitmaps")
         self.machine = header.utsname.machine
+        self.phys_base = header.phys_base
         self.segments = ()
         self.notes_block = self._notes()
         # One bit for each page frame, rounded up: what is above max_mapnr is padding.

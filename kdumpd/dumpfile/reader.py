@@ -27,7 +27,7 @@ from kdumpd.vmcore.memory import CrashedMemory
 _STEP = 1 << 20  # bytes of bitmap or descriptors looked at in one go
 _DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
-_SAMPLE = 64
+SAMPLE = 64
 _PAGES_AT_ONCE = 4096
 
 Pfns = npt.NDArray[np.int64]
@@ -151,7 +151,7 @@ class DiskdumpReader:
 def verify(
     path: Path,
     *,
-    sample: int | None = _SAMPLE,
+    sample: int | None = SAMPLE,
     memory: CrashedMemory | None = None,
     needed: Mapping[str, Pfns] | None = None,
     unreadable: Collection[int] = (),
@@ -182,7 +182,7 @@ def verify(
                 _compare(page, pfn, what, memory, unreadable)
         pfns = {int(pfn): what for what, some in (needed or {}).items() for pfn in some}
         for pfn in sorted(pfns):
-            if memory is not None and memory.extent_at(pfn) is None:
+            if memory is not None and not memory.has(pfn):
                 continue
             what = f"{path}: {pfns[pfn]}, pfn {pfn:#x},"
             page = dump.page(pfn)

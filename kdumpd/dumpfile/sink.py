@@ -6,7 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from kdumpd.dumpfile.codecs import Buffer
+from kdumpd.dumpfile.manifest import Region
+from kdumpd.dumpfile.packing import PackedPages
 
 
 class Sink(Protocol):
@@ -38,6 +43,39 @@ class Sink(Protocol):
 
         May run in one thread while another writes.
         """
+
+
+class PageWriter(Protocol):
+    """A dump that is being written to a sink, in whatever format. `written` counts pages; `write_seconds` is what
+    the target took for them."""
+
+    written: int
+    write_seconds: float
+
+    @property
+    def count(self) -> int:
+        """Pages that are to be written."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far."""
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of page data so far."""
+
+    def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+        """Adds the pages of ascending `pfns`, none of which was written before."""
+
+    def checkpoint(self) -> None:
+        """Returns when all pages written so far can be read from the file, whatever happens next."""
+
+    def finish(self, *, complete: bool = True) -> tuple[Region, ...]:
+        """Declares the dump complete, once all of it is on stable storage; or leaves it at incomplete, if these pages
+        are not all that were wanted. The checksums of its regions, if any."""
+
+    def close(self) -> None:
+        """Ends what works for the writer."""
 
 
 class Stream(Protocol):

@@ -30,8 +30,8 @@ MACHINES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
 _ET_CORE = 4
 _PT_LOAD = 1
 _PT_NOTE = 4
-_PN_XNUM = 0xFFFF
-_INCOMPLETE = 1  # a flag that makedumpfile leaves in e_flags
+PN_XNUM = 0xFFFF
+INCOMPLETE = 1  # a flag that makedumpfile leaves in e_flags
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _MAX_PHNUM = 1 << 20
@@ -72,12 +72,12 @@ class ElfCore(CrashedMemory):
         limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
         incomplete: tuple[str, ...] = ()
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
-        if self._flags & _INCOMPLETE:
-            incomplete = (f"{path} is incomplete; pages that were lost are left out",)
+        if self._flags & INCOMPLETE:
+            incomplete = (f"{path} is incomplete; pages that were lost are zero in it, or left out",)
         self.doubts = incomplete + tuple(
             f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"
             for each in self.segments
-            if each not in believed
+            if each.paddr + each.filesz > limit
         )
         self.extents = _extents(believed, self.size)
         self.holes = _holes(tuple(each for each in believed if each.paddr + each.memsz <= limit), self.extents)
@@ -108,7 +108,7 @@ class ElfCore(CrashedMemory):
             raise VmcoreError(f"{self.path} is of machine {machine}, which this version cannot read")
         if phentsize != _PHDR.size:
             raise VmcoreError(f"{self.path} has program headers of {phentsize} bytes, not {_PHDR.size}")
-        if phnum == _PN_XNUM and shoff:
+        if phnum == PN_XNUM and shoff:
             # elf(5): the real count is in sh_info of section 0.
             phnum = int.from_bytes(self._header_bytes(4, shoff + 44), "little")
         if phnum > _MAX_PHNUM:

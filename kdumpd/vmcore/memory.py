@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.notes import NT_PRSTATUS, Note, parse_notes
 
 PAGE_SHIFT = 12
@@ -60,8 +61,8 @@ class CrashedMemory(abc.ABC):
 
     Whoever derives from it sets the attributes before anything else is called. `machine` is the name that uname(2)
     has for the architecture, `extents` do not overlap and ascend, `holes` are ranges [start, end) of page frames that
-    the machine had and that were left out when the file was written, `doubts` are sentences on what the file says
-    and was not believed.
+    the machine had and that were left out when the file was written, `phys_base` is what the file itself says of it,
+    `doubts` are sentences on what the file says and was not believed.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class CrashedMemory(abc.ABC):
     segments: tuple[Segment, ...]
     extents: tuple[Extent, ...]
     holes: tuple[tuple[int, int], ...] = ()
+    phys_base: int = 0
     doubts: tuple[str, ...]
 
     def __enter__(self) -> Self:
@@ -99,6 +101,14 @@ class CrashedMemory(abc.ABC):
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
         """
 
+    def has(self, pfn: int) -> bool:
+        """Whether the page can be read."""
+        try:
+            self.read(pfn << PAGE_SHIFT, 1)
+        except VmcoreError:
+            return False
+        return True
+
     def leave_out(self, kept: npt.NDArray[np.uint8]) -> None:
         """Clears in `kept`, a bit a page frame, the pages that the machine had and the file has not."""
         for start, end in self.holes:
@@ -116,7 +126,7 @@ class CrashedMemory(abc.ABC):
         """How many cpus left their registers (NT_PRSTATUS)."""
         return sum(note.name == "CORE" and note.kind == NT_PRSTATUS for note in self.notes())
 
-    @property
+    @functools.cached_property
     def max_pfn(self) -> int:
         """One above the highest page frame."""
         return max((*(extent.end for extent in self.extents), *(end for _, end in self.holes)), default=0)

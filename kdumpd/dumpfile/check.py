@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks a dump in whatever format it is, by how it begins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdumpd.dumpfile.reader import SAMPLE, verify
+from kdumpd.dumpfile.stored import PlainFile, open_stored
+from kdumpd.vmcore.memory import CrashedMemory
+
+
+def verify_dump(
+    path: Path,
+    *,
+    sample: int | None = SAMPLE,
+    memory: CrashedMemory | None = None,
+    needed: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    unreadable: Collection[int] = (),
+) -> int:
+    """As reader.verify, for every format. Pages of an ELF core in a stream are not looked at: their number is 0."""
+    with contextlib.closing(open_stored(path)) as file:
+        if file.read_at(0, 4) != b"\x7fELF":
+            return verify(path, sample=sample, memory=memory, needed=needed, unreadable=unreadable)
+        from kdumpd.dumpfile.elfcheck import check_headers, check_pages
+
+        check_headers(file)
+        if memory is None or not isinstance(file, PlainFile):
+            return 0
+        return check_pages(path, sample=sample, memory=memory, needed=needed or {}, unreadable=unreadable)
