@@ -19,7 +19,7 @@ from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
-_MAX_SYMBOLS = 1 << 20
+MAX_SYMBOLS = 1 << 20
 _MAX_NAME = 1 << 10  # KSYM_NAME_LEN is 512
 _MAX_TOKEN_TEXT = 256 * 64
 _CHUNK = 1 << 15  # names are read and summed in pieces of about this many bytes
@@ -75,7 +75,7 @@ class Kallsyms:
         self._memory = memory
         self._where = where
         self.count = int.from_bytes(memory.read(where.num_syms, 4), "little")
-        if not 0 < self.count <= _MAX_SYMBOLS:
+        if not 0 < self.count <= MAX_SYMBOLS:
             raise VmcoreError(f"kallsyms claims {self.count} symbols")
         self._tokens = _tokens(memory, where)
         self._token_sizes = np.array([len(token) for token in self._tokens], dtype=np.int64)

@@ -25,6 +25,7 @@ _VERSION = 1
 _KERNEL_HALF = 1 << 63
 _WORD = (1 << 64) - 1
 _MAX_STORED = 1 << 20
+_SEARCHED = 64 << 20  # of the kernel image, for its symbol table
 # By these the coding of kallsyms is found out; VMCOREINFO names more, but some are no symbols of that name.
 _CALIBRATION = ("_stext", "init_uts_ns", "swapper_pg_dir", "prb", "node_online_map")
 
@@ -129,7 +130,7 @@ def stored_facts(path: Path, info: Vmcoreinfo) -> KernelFacts | None:
 def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
     """The facts that the dead kernel's own tables give. Raises VmcoreError when they cannot be found or read."""
     known = {name: value for name in _CALIBRATION if (value := info.symbol(name)) is not None}
-    symbols = Kallsyms(memory, Tables.of(info), known, SYMBOLS).symbols
+    symbols = Kallsyms(memory, _tables(memory, info), known, SYMBOLS).symbols
     begin, end = symbols.get("__start_BTF", 0), symbols.get("__stop_BTF", 0)
     if not 0 < end - begin <= MAX_BLOB:
         raise VmcoreError("the dead kernel carries no type information (BTF)")
@@ -140,6 +141,17 @@ def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
         symbols=symbols,
         source="the dead kernel's memory",
     )
+
+
+def _tables(memory: Memory, info: Vmcoreinfo) -> Tables:
+    if info.symbol("kallsyms_names") is not None:
+        return Tables.of(info)
+    from kdumpd.vmcore.kallsyms_search import find_tables  # before 6.0 only
+
+    stext = info.symbol("_stext")
+    if stext is None:
+        raise VmcoreError("VMCOREINFO has neither SYMBOL(kallsyms_names) nor SYMBOL(_stext)")
+    return find_tables(memory, stext, stext + _SEARCHED)
 
 
 def find_facts(memory: Memory, info: Vmcoreinfo, notes: list[str], stored: Path = STORED) -> KernelFacts | None:

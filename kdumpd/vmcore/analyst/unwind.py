@@ -68,7 +68,9 @@ def _after_call(kernel: Kernel, address: int) -> bool:
 
 
 def keep_orc(kernel: Kernel, code: Words) -> None:
-    """The pages of the ORC tables in which an unwinder looks for `code`. Raises VmcoreError when there are none."""
+    """The pages of the ORC tables in which an unwinder looks for `code`; nothing where a kernel has frame pointers."""
+    if kernel.symbol("orc_lookup") is None:
+        return
     text = kernel.need("_stext")
     lookup = kernel.need("orc_lookup")
     addresses, entries = kernel.need("__start_orc_unwind_ip"), kernel.need("__start_orc_unwind")

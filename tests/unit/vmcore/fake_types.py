@@ -62,31 +62,43 @@ class Types:
 
 
 class SymbolTable:
-    """kallsyms for `symbols` (name, type character, address), at virtual address `base`: see `parts` and `keys`."""
+    """kallsyms for `symbols` (name, type character, address), at virtual address `base`: see `parts` and `keys`.
 
-    def __init__(self, symbols: Sequence[tuple[str, str, int]], base: int, *, coding: str = "per-cpu") -> None:
+    `coding` is how addresses are kept: "per-cpu", "plain" or "place". The order of the parts is that of 6.2, or that
+    of 5.10 with `old`.
+    """
+
+    def __init__(
+        self, symbols: Sequence[tuple[str, str, int]], base: int, *, coding: str = "per-cpu", old: bool = False
+    ) -> None:
         symbols = sorted(symbols, key=lambda each: each[2])
         # Tokens: each character for itself, and a few that stand for more, as the compressor makes them.
         tokens = [bytes([code]) for code in range(256)]
-        tokens[1], tokens[2], tokens[3] = b"init_", b"__st", b"_task"
+        tokens[0], tokens[1], tokens[2], tokens[3] = b"xyz", b"init_", b"__st", b"_task"
         names = b""
-        for name, kind, _ in symbols:
+        markers: list[int] = []
+        for index, (name, kind, _) in enumerate(symbols):
+            if index % 256 == 0:
+                markers.append(len(names))
             text = (kind + name).encode()
             for code in (1, 2, 3):
                 text = text.replace(tokens[code], bytes([code]))
             length = bytes([len(text)]) if len(text) < 128 else bytes([len(text) & 0x7F | 0x80, len(text) >> 7])
             names += length + text
         relative = min((address for _, _, address in symbols if address >> 63), default=0)
-        self.parts: dict[str, bytes] = {
-            "names": names,
+        parts = {
+            "offsets": bytes(4 * len(symbols)),
+            "relative_base": struct.pack("<Q", relative),
             "num_syms": struct.pack("<I", len(symbols)),
+            "names": names,
+            "markers": struct.pack(f"<{len(markers)}I", *markers),
             "token_table": b"".join(token + b"\0" for token in tokens),
             "token_index": b"".join(
                 struct.pack("<H", sum(len(token) + 1 for token in tokens[:code])) for code in range(256)
             ),
-            "offsets": b"\0" * 4 * len(symbols),
-            "relative_base": struct.pack("<Q", relative),
         }
+        order = list(parts) if old else [*list(parts)[2:], *list(parts)[:2]]
+        self.parts = {part: parts[part] for part in order}
         self.addresses: dict[str, int] = {}
         at = base
         for part, data in self.parts.items():
@@ -100,10 +112,9 @@ class SymbolTable:
                 offsets.append(address - relative)
             else:
                 offsets.append(address if not address >> 63 else relative - 1 - address)
-        self.parts["offsets"] = b"".join(struct.pack("<i", offset) for offset in offsets)
+        self.parts["offsets"] = struct.pack(f"<{len(offsets)}i", *offsets)
         if coding == "place":
             del self.addresses["relative_base"]
-        self.size = at - base
 
     def blob(self) -> bytes:
         """All parts, as they lie in memory from `base` on."""
@@ -111,4 +122,5 @@ class SymbolTable:
 
     def keys(self) -> list[str]:
         """The lines of VMCOREINFO."""
-        return [f"SYMBOL(kallsyms_{part})={address:x}" for part, address in self.addresses.items()]
+        named = {part: address for part, address in self.addresses.items() if part != "markers"}
+        return [f"SYMBOL(kallsyms_{part})={address:x}" for part, address in named.items()]
