@@ -119,7 +119,7 @@ def _show(options: Namespace) -> int:
     else:
         pairs.append(("Boot loader", loader))
         pairs += [("Next boot", str(setting)) for setting in settings] or [("Next boot", "no crashkernel=")]
-    output.print_pairs(pairs)
+    output.print_pairs(pairs, wrapped=True)
     return 0
 
 

@@ -23,11 +23,11 @@ def print_json(value: Any, style: str) -> None:
     print(json.dumps(value, indent=2 if style == "pretty" else None))
 
 
-def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
-    """`key: value` lines, aligned at the colon."""
+def print_pairs(pairs: Sequence[tuple[str, str]], *, wrapped: bool = False) -> None:
+    """`key: value` lines, aligned at the colon; `wrapped` values go on below themselves."""
     columns = max(len(key) for key, _ in pairs)
     for key, value in pairs:
-        print(f"{key:>{columns}}: {printable(value)}")
+        print(f"{key:>{columns}}: {wrap(value, columns + 2) if wrapped else printable(value)}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:

@@ -28,7 +28,7 @@ def _manifest(guest: Machine, name: str) -> dict[str, object]:
 def _crash(guest: Machine, known: set[str]) -> dict[str, object]:
     """Crashes, waits for the machine to come back; the manifest of the new crash."""
     after = guest.console.mark()
-    guest.crash()
+    guest.trigger(["kdumpctl", "test", "--force"])
     circle.wait_back(guest, after)
     (name,) = set(circle.crashes(guest)) - known
     return _manifest(guest, name)
@@ -64,12 +64,16 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
             path: digest for path, digest in before.items() if new not in path
         }
 
+        guest.write("/etc/kdumpd/on-crash.d/note", b"#!/bin/sh\nenv | grep ^KDUMPD_ >/root/noted\n")
+        guest.run(["chmod", "755", "/etc/kdumpd/on-crash.d/note"]).ok()
+
         # Before the reboot: what is armed is right for the running kernel.
         assert circle.status(guest)["release"] == old
         assert circle.status(guest)["state"] == "loaded"
         _nobody_is_refused(guest)
         manifest = _crash(guest, set())
         assert (manifest["result"], manifest["kernel"]) == ("complete", old)
+        _told_once(guest, old)
         guest.run(["/bin/sh", "-c", "journalctl --sync; sync"]).ok()
         guest.power_off()
 
@@ -91,6 +95,19 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
         assert _boot_files(guest) == {path: digest for path, digest in before.items() if old not in path}
         assert circle.status(guest)["armed"] is True
         assert len(circle.crashes(guest)) == len(known) + 1
+
+
+def _told_once(guest: Machine, release: str) -> None:
+    """After the crash: one journal entry with its fields, and the administrator's program was called."""
+    _wait(guest, "test -s /root/noted", "the program in on-crash.d", 60)
+    noted = dict(line.split("=", 1) for line in guest.run(["cat", "/root/noted"]).ok().splitlines())
+    assert (noted["KDUMPD_RESULT"], noted["KDUMPD_KERNEL"]) == ("complete", release)
+    guest.run(["test", "-s", noted["KDUMPD_VMCORE"]]).ok()
+    words = ["journalctl", "-b", "-o", "json", "--no-pager", "MESSAGE_ID=8dd5fef6b2e54eaaa6e972647fb723b5"]
+    (entry,) = guest.run(words).ok().splitlines()
+    assert json.loads(entry)["KDUMPD_KERNEL"] == release
+    assert guest.run(["kdumpctl", "verify"]).ok()
+    assert "crash-without-dump" not in json.dumps(circle.status(guest))
 
 
 def _without(guest: Machine, release: str) -> None:

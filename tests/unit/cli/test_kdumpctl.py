@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -318,3 +319,40 @@ def test_a_machine_is_not_crashed_without_need_or_asking(
     with pytest.raises(KdumpError, match=words):
         crash_test.crash(argparse.Namespace(root=Path("/"), force=force))
     assert kdumpctl("test", "--force", "--root=/tmp").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colour_is_for_terminals_that_want_it(machine: FakeMachine, changes: dict[str, str], coloured: bool) -> None:
+    main, other = pty.openpty()
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "TERM": "xterm", **changes}
+    words = [sys.executable, "-m", "kdumpd.cli", "status", f"--root={machine.root}"]
+    subprocess.run(words, stdout=other, stderr=other, check=False, env=environ, timeout=60)
+    os.close(other)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert "NOT ARMED" in shown
+    assert ("\x1b[31m" in shown) == coloured
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",), ("why-stale",), ("list",), ("estimate",), ("showmem",), ("reservation", "show"),
+        ("get-default-crashkernel",), ("show-config",), ("verify",),
+    ],
+)  # fmt: skip
+def test_what_is_shown_fits_80_columns_and_changes_nothing(machine: FakeMachine, words: tuple[str, ...]) -> None:
+    machine.crash("a-host-with-a-rather-long-name-20260101T000000Z", kernel="6.12.99+deb13-cloud-amd64-unsigned" * 2)
+
+    def files() -> dict[str, int]:
+        return {str(path): path.lstat().st_mtime_ns for path in machine.root.rglob("*")}
+
+    before = files()
+    done = kdumpctl(*words, f"--root={machine.root}")
+    assert done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert json.loads(kdumpctl(*words, "--json", f"--root={machine.root}").stdout) is not None
+    assert files() == before

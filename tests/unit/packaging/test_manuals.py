@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_what_counts_as_a_directive_is_what_the_parser_takes() -> None:
     for name in directives():
         messages = [problem.message for problem in parse_config([("f", f"{name} x\n")]).problems]
         assert not any("unknown directive" in message for message in messages), name
+
+
+def test_each_option_of_the_service_is_documented() -> None:
+    words = [sys.executable, "-m", "kdumpd.service", "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, cwd=TOP).stdout
+    text = (TOP / "man/kdumpd.8.rst").read_text()
+    assert set(re.findall(r"--[a-z][a-z-]+", shown)) == set(re.findall(r"--[a-z][a-z-]+", text))
 
 
 def test_the_page_of_the_bus_names_every_member() -> None:
