@@ -9,7 +9,7 @@ Programs that know nothing of the guest can then filter the very memory that the
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,24 +28,50 @@ _CHUNK = 1 << 20
 def save_raw_vmcore(guest: Machine, memory: Path, wanted: Path, *, after: int, timeout: float) -> None:
     """Stops `guest` as its capture kernel starts, writes its crashed memory to `wanted`, lets it run on.
 
-    `memory` is the file given as memory_file; `after` a mark on the console from before the crash. Guest
-    memory has to lie in one piece from address 0 (q35: up to 2816 MiB).
+    `memory` is the file given as memory_file; `after` a mark on the console from before the crash.
     """
     found = guest.console.wait_for(r"Command line: .*\belfcorehdr=0x([0-9a-f]+)\s", timeout, after=after)
     guest.qmp("stop")
     try:
-        with memory.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as ram:
-            _write(ram, int(found[1], 16), wanted)
+        with memory.open("rb", buffering=0) as file:
+            _write(_Memory(file.fileno()), int(found[1], 16), wanted)
     finally:
         guest.qmp("cont")
 
 
-def _write(ram: mmap.mmap, header: int, wanted: Path) -> None:
-    head = _EHDR.unpack_from(ram, header)
+class _Memory:
+    """The guest's memory by physical address. Of a q35 with more than 2816 MiB, 2 GiB lie below 4 GiB."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._size = os.fstat(fd).st_size
+        self._low = 2 << 30 if self._size > 2816 << 20 else self._size
+
+    def _place(self, paddr: int) -> int:
+        return paddr if paddr < self._low else paddr - (4 << 30) + self._low
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """No range of the vmcore crosses the hole below 4 GiB."""
+        data = os.pread(self._fd, size, self._place(paddr))
+        if len(data) != size:
+            raise LabError(f"the guest has no {size} bytes of memory at {paddr:#x}")
+        return data
+
+    def next_filled(self, paddr: int, end: int) -> int:
+        """Where the next data is that the file holds, from `paddr` on; the rest was never touched and is zero."""
+        place = self._place(paddr)
+        try:
+            return min(end, paddr + os.lseek(self._fd, place, os.SEEK_DATA) - place)
+        except OSError:
+            return end  # ENXIO: no more data
+
+
+def _write(ram: _Memory, header: int, wanted: Path) -> None:
+    head = _EHDR.unpack(ram.read(header, _EHDR.size))
     if not head[0].startswith(b"\x7fELF"):
         raise LabError(f"no ELF header at {header:#x} of the guest's memory")
-    table = [_PHDR.unpack_from(ram, header + head[5] + index * _PHDR.size) for index in range(head[10])]
-    notes = b"".join(_notes(ram, paddr, size) for kind, _, _, _, paddr, size, _, _ in table if kind == _PT_NOTE)
+    table = [_PHDR.unpack(ram.read(header + head[5] + index * _PHDR.size, _PHDR.size)) for index in range(head[10])]
+    notes = b"".join(_notes(ram.read(paddr, size)) for kind, _, _, _, paddr, size, _, _ in table if kind == _PT_NOTE)
     loads = [entry for entry in table if entry[0] == _PT_LOAD]
     notes_at = _up(_EHDR.size + _PHDR.size * (1 + len(loads)))
     offset = notes_at + _up(len(notes))
@@ -68,23 +94,26 @@ def _write(ram: mmap.mmap, header: int, wanted: Path) -> None:
         file.truncate(offset)
 
 
-def _notes(ram: mmap.mmap, paddr: int, size: int) -> bytes:
-    """The notes at `paddr` up to the empty one that ends them (fs/proc/vmcore.c: update_note_header_size_elf64)."""
-    place = paddr
-    while place + _NOTE.size <= paddr + size:
-        name, description, _ = _NOTE.unpack_from(ram, place)
+def _notes(raw: bytes) -> bytes:
+    """The notes up to the empty one that ends them (fs/proc/vmcore.c: update_note_header_size_elf64)."""
+    place = 0
+    while place + _NOTE.size <= len(raw):
+        name, description, _ = _NOTE.unpack_from(raw, place)
         if name == 0:
             break
         place += _NOTE.size + (name + 3 & ~3) + (description + 3 & ~3)
-    return ram[paddr:place]
+    return raw[:place]
 
 
-def _filled(ram: mmap.mmap, paddr: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _filled(ram: _Memory, paddr: int, size: int) -> Iterator[tuple[int, bytes]]:
     """The pieces of a range that hold anything but zeros: the file stays sparse."""
-    for start in range(paddr, paddr + size, _CHUNK):
-        data = ram[start : min(start + _CHUNK, paddr + size)]
+    end = paddr + size
+    start = ram.next_filled(paddr, end)
+    while start < end:
+        data = ram.read(start, min(_CHUNK, end - start))
         if data.count(0) != len(data):
             yield start, data
+        start = ram.next_filled(start + len(data), end)
 
 
 def _up(size: int) -> int:
