@@ -27,9 +27,9 @@ from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import CrashedMemory
 
-# 1 MiB a batch: enough to hide the cost of each call, and it stays in the cache between reading and packing.
-BATCH_PAGES = 256
-# More threads would only wait for the interpreter; each costs 2 MiB.
+# 512 KiB a batch: enough to hide the cost of each call, and it stays in the cache between reading and packing.
+BATCH_PAGES = 128
+# More threads would only wait for the interpreter; each costs 1 MiB.
 MAX_THREADS = 8
 
 Pfns = npt.NDArray[np.int64]

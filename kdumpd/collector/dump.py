@@ -14,6 +14,7 @@ from kdumpd.collector.fit import Plan, fitting_plan
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import Progress, size_text
+from kdumpd.collector.room import room_for_bitmaps
 from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
 from kdumpd.dumpfile.check import verify_dump
@@ -73,6 +74,7 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
     Raises KdumpError, NoSpaceError where the target holds less than was asked for; what was written by then can be
     read up to the last descriptor that found room.
     """
+    source.new_bitmap = room_for_bitmaps(sink, source.core.max_pfn, source.notes)
     progress.phase(f"choosing pages (level {options.levels[0]})")
     with outcome.timed("choose"):
         plan = fitting_plan(source, sink, options)
@@ -153,7 +155,7 @@ def _copy(
     source: Source, plan: Plan, writer: PageWriter, outcome: Outcome, options: DumpOptions, progress: Progress
 ) -> None:
     """What opens the dump and what is asked for first, then slab, then the rest."""
-    waiting = Waiting(plan.kept.copy())
+    waiting = Waiting(plan.kept)
     copied = Copied()
 
     def step() -> None:
@@ -198,7 +200,9 @@ def _level_for(source: Source, plan: Plan, writer: PageWriter, threads: int) -> 
     """The level of zstd for the rest, by how fast the target took the first part and how fast pages are packed."""
     if writer.write_seconds <= 0 or writer.data_size < _ENOUGH_TO_MEASURE:
         return FAST
-    pages = SampledPages(source.core, plan.kept)
+    pages = SampledPages(source.core, plan.kept)  # what is left of them
+    if not pages.count:
+        return FAST
     return best_level(
         {level: pages.packed(Codec.ZSTD, level) for level in AUTO_LEVELS},
         bytes_per_second=writer.data_size / writer.write_seconds,

@@ -17,7 +17,7 @@ from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, la
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.ranks import count_bits
 from kdumpd.dumpfile.sink import Sink
-from kdumpd.vmcore.classify import Classification
+from kdumpd.vmcore.classify import Classification, copy_bits
 from kdumpd.vmcore.memory import PAGE_SIZE
 
 # What the sample may be off by: a level is taken when it fits with so much to spare. The last one is tried as long
@@ -58,12 +58,15 @@ def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
 
 def _reduced(source: Source, options: DumpOptions, level: int, found: Classification, room: int) -> Plan:
     """What an analyst needs first, with slab if there is room for it. Without room it is tried all the same."""
-    rest = Waiting(found.kept.copy())
+    rest = Waiting(source.new_bitmap(len(found.kept)))
+    copy_bits(found.kept, rest.bits)
     for stage in source.stages():
         rest.take(stage.pfns)
-    critical = found.kept & ~rest.bits
-    name, saved, kept = "critical-and-slab", "what an analyst needs first and slab were saved", found.kept & found.slab
-    kept |= critical
+    # In place: beside these bitmaps there may be no room for more.
+    critical, kept = rest.bits, source.new_bitmap(len(found.kept))
+    np.bitwise_and(found.kept, np.invert(critical, out=critical), out=critical)
+    np.bitwise_or(np.bitwise_and(found.kept, found.slab, out=kept), critical, out=kept)
+    name, saved = "critical-and-slab", "what an analyst needs first and slab were saved"
     need = _estimate(source, options, kept, count_bits(kept))
     if need * _SPARE > room:
         _tell(source, "not-critical-and-slab", room, need, "what an analyst needs first, with slab,")

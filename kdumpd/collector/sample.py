@@ -39,19 +39,19 @@ class SampledPages:
         places = np.linspace(0, max(0, ranks.count - _IN_A_ROW), _PLACES, dtype=np.int64)
         chosen = np.unique((places[:, np.newaxis] + np.arange(_IN_A_ROW)).ravel())
         pfns = ranks.select(chosen[chosen < ranks.count])
-        self._count = len(pfns)
-        self._source = PageBuffer(max(1, self._count))
-        self._target = PageBuffer(max(1, self._count))
-        core.read_pages(pfns, self._source.pages[: self._count])
+        self.count = len(pfns)
+        self._source = PageBuffer(max(1, self.count))
+        self._target = PageBuffer(max(1, self.count))
+        core.read_pages(pfns, self._source.pages[: self.count])
 
     def packed(self, codec: Codec, level: int | None) -> Cost:
         """How the pages fare at one level. Raises UnsupportedError when a library for `codec` is missing."""
         packing = Packing(codec, level)
-        packing(self._source, self._target, min(_IN_A_ROW, self._count))  # the first calls are slow
+        packing(self._source, self._target, min(_IN_A_ROW, self.count))  # the first calls are slow
         began = time.thread_time()
-        found = packing(self._source, self._target, self._count)
+        found = packing(self._source, self._target, self.count)
         seconds = time.thread_time() - began
-        pages = max(1, self._count)
+        pages = max(1, self.count)
         return Cost(bytes_per_page=int(found.sizes.sum(dtype=np.int64)) / pages, seconds_per_page=seconds / pages)
 
 

@@ -23,7 +23,7 @@ from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
-from kdumpd.vmcore.classify import Classification, classify, count_bits, keep_all
+from kdumpd.vmcore.classify import Classification, NewBitmap, classify, count_bits, in_memory, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages, must_keep
 from kdumpd.vmcore.crosscheck import agreed
 from kdumpd.vmcore.elfcore import ElfCore
@@ -61,13 +61,14 @@ def open_memory(path: Path) -> CrashedMemory:
 class Source:
     """An open vmcore with its page tables (None when they cannot be read). `notes` grows as steps fail, `steps` as
     the work goes another way than asked for. `needed` are pages without which nothing opens a dump, as far as they
-    are known: from the first `classify` on."""
+    are known: from the first `classify` on. `new_bitmap` makes the bitmaps for `classify`."""
 
     core: CrashedMemory
     info: Vmcoreinfo
     tables: PageTables | None
     notes: list[str]
     steps: list[Step] = dataclasses.field(default_factory=list)
+    new_bitmap: NewBitmap = in_memory
     needed: Mapping[str, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     _facts: KernelFacts | None = None
     _looked_for_facts: bool = False
@@ -209,7 +210,7 @@ class Source:
     def _everything(self, reason: str) -> Classification:
         self.notes.append(f"nothing is left out: {reason}")
         self.steps.append(Step("everything", reason))
-        return keep_all(self.core)
+        return keep_all(self.core, self.new_bitmap)
 
     def _guarded(self, level: int, tables: PageTables) -> Classification:
         """Rules that leave out a page without which nothing opens the dump are wrong for this memory: they go off."""
@@ -221,7 +222,7 @@ class Source:
         watched = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
         off: set[PageClass] = set()
         while True:
-            found = classify(self.core, memory_map, rules, level, off=off, watched=watched)
+            found = classify(self.core, memory_map, rules, level, off=off, watched=watched, new_bitmap=self.new_bitmap)
             wrong = set(found.lost.values()) - off
             if not found.lost or not wrong:
                 break

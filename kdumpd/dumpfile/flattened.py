@@ -67,6 +67,9 @@ class FlattenedSink:
     def free_bytes(self) -> None:
         """Not known: the room is at the other end."""
 
+    def scratch(self, size: int) -> None:
+        """There is no place beside a stream."""
+
     def sync(self) -> None:
         """As the stream does it."""
         self._stream.sync()

@@ -36,7 +36,10 @@ class Ranks:
         self._fetch = fetch
         self._before = np.zeros(-(-size // _BLOCK) + 1, dtype=np.int64)
         for at in range(0, size, _STEP):
-            ones = _ONES[fetch(at, min(_STEP, size - at))]
+            bits = fetch(at, min(_STEP, size - at))
+            if not bits.any():
+                continue
+            ones = _ONES[bits]
             sums = np.add.reduceat(ones, np.arange(0, len(ones), _BLOCK), dtype=np.int64)
             first = at // _BLOCK
             self._before[first + 1 : first + 1 + len(sums)] = sums
@@ -46,6 +49,10 @@ class Ranks:
     def of_array(cls, bits: Bytes) -> Ranks:
         """Ranks in a bitmap that is in memory."""
         return cls(len(bits), lambda offset, size: bits[offset : offset + size])
+
+    def read_from(self, fetch: Callable[[int, int], Bytes]) -> None:
+        """From now on the bits, the same as before, come from `fetch`."""
+        self._fetch = fetch
 
     @property
     def count(self) -> int:

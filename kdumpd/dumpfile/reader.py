@@ -195,6 +195,8 @@ def verify(
 def _check_bitmaps(dump: DiskdumpReader) -> None:
     for at, size in dump.pieces():
         dumped = dump.dumped(at, size)
+        if not dumped.any():
+            continue
         strange = np.flatnonzero(dumped & ~dump.present(at, size))
         if len(strange):
             near = (at + int(strange[0])) * 8

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,6 +38,9 @@ class Sink(Protocol):
 
     def free_bytes(self) -> int | None:
         """How much more can be written, as far as is known; None when there is no way to know."""
+
+    def scratch(self, size: int) -> mmap.mmap | None:
+        """Room for `size` bytes beside the file, mapped and gone with the program; None where there is none."""
 
     def sync(self) -> None:
         """Returns when all that was written is on stable storage; an error means that it may not be.

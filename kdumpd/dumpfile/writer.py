@@ -75,7 +75,7 @@ class DiskdumpWriter:
         kept: npt.NDArray[np.uint8],
         checksums: bool = True,
     ) -> None:
-        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr` and must not change."""
+        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr`; they are not kept."""
         self._sink = sink
         sub_blocks, bitmap_blocks = layout(max_mapnr=max_mapnr, note_size=len(origin.notes))
         note_offset = BLOCK_SIZE + SUB_HEADER_SIZE
@@ -116,6 +116,11 @@ class DiskdumpWriter:
         sink.write_at(note_offset, origin.notes)
         self._write_bitmap(self._header.present_offset, present)
         self._write_bitmap(self._header.dumped_offset, kept)
+        # What was written need not be held a second time; a stream can't be asked for it.
+        if sink.rewritable:
+            self._ranks.read_from(self._read_dumped)
+        else:
+            self._ranks = Ranks.of_array(kept.copy())
         # The page that every zero page's descriptor points at.
         self._zero_at = self._end
         self._append([bytes(BLOCK_SIZE)], BLOCK_SIZE)
@@ -144,9 +149,14 @@ class DiskdumpWriter:
         for at in range(0, self._header.bitmap_bytes, _PIECE):
             size = min(_PIECE, self._header.bitmap_bytes - at)
             piece = bits[at : at + size].tobytes().ljust(size, b"\0")
-            self._sink.write_at(offset + at, piece)
+            # The room that was reserved reads as zeros.
+            if not self._sink.rewritable or piece.count(0) < size:
+                self._sink.write_at(offset + at, piece)
             if self._bitmaps_digest is not None:
                 self._bitmaps_digest.update(piece)
+
+    def _read_dumped(self, at: int, size: int) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._sink.read_at(self._header.dumped_offset + at, size), dtype=np.uint8)
 
     def _append(self, parts: Sequence[Buffer], size: int) -> None:
         began = time.monotonic()

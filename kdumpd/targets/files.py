@@ -8,8 +8,10 @@ rename after its bytes are on stable storage.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +111,17 @@ class OutputFile:
     def fileno(self) -> int:
         """The descriptor, for what only appends (targets.stream)."""
         return self._fd
+
+    def scratch(self, size: int) -> mmap.mmap | None:
+        """Room for `size` bytes in the folder of the file, under no name; None where there is none."""
+        try:
+            folder = os.path.dirname(os.readlink(f"/proc/self/fd/{self._fd}"))
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # Taken now: a mapped page that finds no room later would be a signal that kills.
+                os.posix_fallocate(file.fileno(), 0, size)
+                return mmap.mmap(file.fileno(), size)
+        except (OSError, ValueError):
+            return None
 
     def close(self) -> None:
         """Closing twice is harmless. Raises what the filesystem has to say at close (NFS: ESTALE, EDQUOT)."""

@@ -7,7 +7,7 @@ Bitmaps here are numpy uint8 arrays, one bit a pfn, the lowest pfn in the lowest
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,8 @@ from kdumpd.vmcore.rules import Level, PageClass, Rules
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 _HEAD_ORDER_LIMIT = 64
+NewBitmap = Callable[[int], Bytes]
+"""Makes a bitmap of so many bytes, all zero."""
 _Member = TypeVar("_Member", np.uint8, np.uint32, np.uint64)
 
 
@@ -41,27 +43,42 @@ class Classification:
     lost: Mapping[int, PageClass] = dataclasses.field(default_factory=dict)
 
 
-def present_bitmap(core: CrashedMemory) -> Bytes:
+def in_memory(size: int) -> Bytes:
+    """A bitmap in the memory of this process."""
+    return np.zeros(size, dtype=np.uint8)
+
+
+def present_bitmap(core: CrashedMemory, new_bitmap: NewBitmap = in_memory) -> Bytes:
     """One bit for each page frame below `core.max_pfn` that the machine had, as far as the core tells."""
-    bits = np.zeros(-(-core.max_pfn // 8), dtype=np.uint8)
+    bits = new_bitmap(-(-core.max_pfn // 8))
     for start, end in (*((each.start, each.end) for each in core.extents), *core.holes):
         fill_range(bits, start, end)
     return bits
 
 
 def count_bits(bits: Bytes) -> int:
-    """How many bits are set, without unpacking more than 8 MiB of pages at once."""
-    step = 1 << 20
-    return sum(int(np.unpackbits(bits[at : at + step]).sum(dtype=np.int64)) for at in range(0, len(bits), step))
+    """How many bits are set."""
+    step = 1 << 16
+    parts = (bits[at : at + step] for at in range(0, len(bits), step))
+    return sum(int(np.unpackbits(part).sum(dtype=np.int64)) for part in parts if part.any())
 
 
-def keep_all(core: CrashedMemory) -> Classification:
+def copy_bits(source: Bytes, target: Bytes) -> None:
+    """Copies a bitmap into one that is all zero; what is zero is not touched, so that it takes no memory."""
+    step = 1 << 16
+    for at in range(0, len(source), step):
+        part = source[at : at + step]
+        if part.any():
+            target[at : at + step] = part
+
+
+def keep_all(core: CrashedMemory, new_bitmap: NewBitmap = in_memory) -> Classification:
     """The classification that leaves nothing out: for -d 0 and for when there is no memory map to go by."""
-    present = present_bitmap(core)
+    present = present_bitmap(core, new_bitmap)
+    kept, slab = new_bitmap(len(present)), new_bitmap(len(present))
+    copy_bits(present, kept)
     total = count_bits(present)
-    return Classification(
-        present=present, kept=present.copy(), slab=np.zeros_like(present), total=total, kept_count=total, counts={}
-    )
+    return Classification(present=present, kept=kept, slab=slab, total=total, kept_count=total, counts={})
 
 
 @dataclasses.dataclass(slots=True)
@@ -80,15 +97,16 @@ def classify(
     *,
     off: Collection[PageClass] = (),
     watched: npt.NDArray[np.int64] | None = None,
+    new_bitmap: NewBitmap = in_memory,
 ) -> Classification:
     """Applies `rules` for dump level `level` (0 to 31) to every page of the memory map.
 
     A page without a readable struct page is kept. The rules for the classes `off` are not applied. `watched` are
     ascending pfns of which the result tells by what rule they are left out.
     """
-    present = present_bitmap(core)
-    kept = present.copy()
-    slab = np.zeros_like(present)
+    present = present_bitmap(core, new_bitmap)
+    kept, slab = new_bitmap(len(present)), new_bitmap(len(present))
+    copy_bits(present, kept)
     total = count_bits(present)
     counts = np.zeros(len(PageClass), dtype=np.int64)
     carry = _Carry()

@@ -48,14 +48,18 @@ class MemoryMap:
             raise VmcoreError(f"VMCOREINFO gives no usable SIZE(page): {size}")
         self.size_of_page = size
         self.unreadable_pages = 0
-        if info.symbol("mem_section") is not None:
-            self.pieces = tuple(self._sparse_pieces(info))
-        elif info.symbol("mem_map") is not None:
-            self.pieces = tuple(self._flat_pieces(info))
-        else:
+        if info.symbol("mem_section") is None and info.symbol("mem_map") is None:
             raise VmcoreError("VMCOREINFO names neither mem_section nor mem_map")
-        if not self.pieces:
+        self._info = info
+        if next(self.pieces(), None) is None:
             raise VmcoreError("the memory map is empty: no section of memory is present")
+        self.unreadable_pages = 0
+
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces, ascending; looked up anew each time, as there are as many as the memory is large."""
+        if self._info.symbol("mem_section") is not None:
+            return self._sparse_pieces(self._info)
+        return self._flat_pieces(self._info)
 
     def _flat_pieces(self, info: Vmcoreinfo) -> Iterator[Piece]:
         pointer = info.symbol("mem_map")
@@ -129,7 +133,7 @@ class MemoryMap:
         Physically contiguous parts are views of the mapped file, not copies. Where a part of a piece is not
         mapped (a hole in a vmemmap) the piece comes in several parts without it.
         """
-        for piece in self.pieces:
+        for piece in self.pieces():
             yield from self._readable(piece)
 
     def _readable(self, piece: Piece) -> Iterator[tuple[Piece, npt.NDArray[np.uint8]]]:

@@ -68,4 +68,4 @@ def _make(folder: Path, memory_mib: int) -> None:
 
 if __name__ == "__main__":
     for size in sys.argv[1:]:
-        print(guest_vmcore(int(size)))  # noqa: T201
+        print(guest_vmcore(int(size)))
