@@ -6,11 +6,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kdumpd
 from kdumpd.errors import KdumpError
-from kdumpd.host.kexec import KexecLoader
-from kdumpd.service.actions import Builder
+from kdumpd.service import lean
+
+if TYPE_CHECKING:
+    from kdumpd.host.kexec import KexecLoader
+    from kdumpd.service.actions import Builder
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +40,8 @@ def main(
 ) -> int:
     """Runs the daemon until SIGTERM. `loader` and `builder` are others only in tests."""
     options = parse_arguments(arguments)
+    lean.spare_openssl()
+    lean.one_arena()
     try:
         from kdumpd.service.daemon import Daemon
     except ModuleNotFoundError as missing:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
+from kdumpd.service import lean
 from kdumpd.service.pace import Due, Pace
 
 Job = Callable[[], None]
@@ -67,6 +68,7 @@ class Worker:
         while (job := self._next()) is not None:
             try:
                 job()
+                lean.give_back()
             except Exception:
                 # The thread is the service's only hand: whatever happened, it goes on.
                 logging.getLogger(__name__).exception("A look at the machine failed")

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the daemon costs while nothing happens: wake-ups and resident memory. It is its own process, as it ships."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bus_bench import TOP, Bus, Client, wait
+from fake_machine import RELEASE, FakeBuilder, FakeMachine
+
+LIMIT_KIB = 30 * 1024
+WINDOW_SECONDS = 3.0
+
+
+@contextlib.contextmanager
+def _daemon(machine: FakeMachine, bus: Bus, interval: float) -> Iterator[tuple[int, Client]]:
+    """The daemon without anything of the tests in its process; somebody else's capture kernel is loaded."""
+    words = [sys.executable, "-m", "kdumpd.service", "--root", str(machine.root), "--bus-address", bus.address]
+    with open(machine.root.parent / "log", "wb") as log:
+        process = subprocess.Popen([*words, "--interval", str(interval)], stderr=log, cwd=TOP)
+        try:
+            client = Client(bus.address)
+            wait((machine.root.parent / "log").read_text, "the first look")
+            wait(lambda: client.get("State") == "unloaded", "an answer")
+            time.sleep(1.5)  # the burst of its own first look
+            yield process.pid, client
+        finally:
+            process.terminate()
+            process.wait(15)
+
+
+def _wakeups(pid: int) -> int:
+    """How often a thread of the process went to sleep, which is as often as one woke up."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", (task / "status").read_text(), re.MULTILINE)
+        assert match is not None
+        total += int(match[1])
+    return total
+
+
+def _fewest(pid: int) -> int:
+    """Wake-ups of the quietest of some windows: what else runs on this machine may cause device events."""
+    found = []
+    for _ in range(4):
+        before = _wakeups(pid)
+        time.sleep(WINDOW_SECONDS)
+        found.append(_wakeups(pid) - before)
+        if found[-1] <= 1:
+            break
+    return min(found)
+
+
+def test_it_wakes_up_once_for_each_reading_and_for_nothing_else(machine: FakeMachine, bus: Bus) -> None:
+    FakeBuilder(machine).build(RELEASE)
+    machine.crash_loaded(True)
+    with _daemon(machine, bus, 30.0) as (pid, _):
+        assert _fewest(pid) <= 1  # twice a minute
+    with _daemon(machine, bus, 0.5) as (pid, _):
+        assert _fewest(pid) <= WINDOW_SECONDS / 0.5 + 1  # one thread, once a tick
+
+
+def test_it_stays_below_30_mib(machine: FakeMachine, bus: Bus) -> None:
+    FakeBuilder(machine).build(RELEASE)
+    machine.crash_loaded(True)
+    with _daemon(machine, bus, 30.0) as (pid, client):
+        for _ in range(200):
+            client.all()
+        machine.config("final_action halt\n")  # some more looks, and a journal entry
+        wait(lambda: "image-stale" in [reason["code"] for reason in client.get("Reasons")], "a look")
+        time.sleep(1.5)
+        match = re.search(r"^VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert match is not None
+        assert int(match[1]) < LIMIT_KIB
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        for name in ("numpy", "libcrypto"):
+            assert name not in maps
