@@ -172,12 +172,9 @@ class FakeKernel:
         self._machine = machine
         self.calls: list[tuple[str, int]] = []
         self.fail: list[int] = []  # errno for each of the next calls, 0 for one that works
-<<<<<<< HEAD
         self.before: Callable[[OpenPair], None] | None = None  # what happens to the loader before its call
-=======
         self.new_names = False  # those of sysfs since v6.19
         self.heard: Callable[[int, int], None] = lambda flags, code: None  # of each call that touched the image
->>>>>>> 67a3ee8 (tests: 10,000 random sequences of events show that the status is true)
 
     def __call__(self, kernel_fd: int, initrd_fd: int, cmdline: str, flags: int) -> int:
         self.calls.append((cmdline, flags))

@@ -62,9 +62,9 @@ class Done:
 class Machine:
     """A running guest with an NVMe root disk. A context manager: leaving it ends the machine.
 
-    `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order; `devices` are words for QEMU's -device. A
-    guest that reboots gets a new QEMU process, as cold as a machine that was switched off and on: QEMU 10.0 under TCG
-    sometimes dies in a warm reset.
+    `memory_slots` are for `plug_memory`. `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order;
+    `devices` are words for QEMU's -device. A guest that reboots gets a new QEMU process, as cold as
+    a machine that was switched off and on: QEMU 10.0 under TCG sometimes dies in a warm reset.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Machine:
         log: Path,
         initrd: Path | None = None,
         memory_mib: int = 2048,
+        memory_slots: int = 0,
         cpus: int = 2,
         cpu: str = "max",
         accel: str | None = None,
@@ -93,7 +94,7 @@ class Machine:
             "timeout", "--signal=KILL", str(LIFE_S), program, "-action", "reboot=shutdown",
             "-nodefaults", "-no-user-config", "-display", "none", "-machine", machine,
             *_accel_words(accel),
-            "-cpu", cpu, "-smp", str(cpus), "-m", f"{memory_mib}M",
+            "-cpu", cpu, "-smp", str(cpus), "-m", _memory(memory_mib, memory_slots),
             "-kernel", str(kernel), "-append", append,
         ]  # fmt: skip
         if initrd is not None:
@@ -294,6 +295,11 @@ class Machine:
         """Panics the guest's kernel: sysrq-c (Documentation/admin-guide/sysrq.rst)."""
         self.trigger(["/bin/sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger"])
 
+    def plug_memory(self, name: str, size_mib: int) -> None:
+        """Plugs in a DIMM."""
+        self.qmp("object-add", **{"qom-type": "memory-backend-ram", "id": f"{name}-ram", "size": size_mib << 20})
+        self.qmp("device_add", driver="pc-dimm", id=name, memdev=f"{name}-ram")
+
     def alive(self) -> bool:
         """False once the machine is off."""
         return not self._over.is_set()
@@ -316,6 +322,11 @@ class Machine:
         self._over.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
+
+
+def _memory(memory_mib: int, slots: int) -> str:
+    """What -m is told; with slots for DIMMs that are plugged in later, up to four times as much in all."""
+    return f"{memory_mib}M,slots={slots},maxmem={4 * memory_mib}M" if slots else f"{memory_mib}M"
 
 
 def overlay(base: Path, path: Path) -> Path:
