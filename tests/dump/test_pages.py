@@ -6,25 +6,44 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import collect
-from lab import pages, tools
+from conftest import MAKEDUMPFILE_READS, collect, cores
+from lab import makedumpfile, pages, small, tools
 from lab.aptroot import run
 from lab.vmcore import Vmcore
 
 # 0 and 1 filter nothing but zero pages, 31 everything; the others are each rule by itself.
 LEVELS = [0, 1, 2, 4, 8, 16, 31]
+BALLOON_PAGES = small.BALLOON_MIB * 256
 
 
+@MAKEDUMPFILE_READS
 @pytest.mark.parametrize("level", LEVELS)
 def test_same_pages_as_makedumpfile(core: Vmcore, level: int, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    collect("-d", str(level), "-z", core.path, ours)
-    run([*tools.program("makedumpfile"), "-z", "-d", str(level), str(core.path), str(theirs)], timeout=300)
+    options = ["-d", str(level), *(["-z"] if level == 31 else [])]
+    collect(*options, core.path, ours)
+    makedumpfile.filtered(core, theirs, *options)
     found = pages.compare(ours, theirs)
     assert found.common > 10_000
-    assert (found.missing, found.differing) == ([], [])
-    # More pages than makedumpfile's would be allowed, up to a hundredth; these kernels need none.
-    assert found.extra == []
+    assert found.differing == []
+    if core.kernel == "5.10" and level in (0, 1):
+        # Without PG_hwpoison it does not look at struct pages here, and so not for pages that a balloon took.
+        assert len(found.missing) == BALLOON_PAGES
+    else:
+        assert found.missing == []
+    if core.kernel == "7":
+        tails_of_kernel_pages(ours, core, found.extra)
+    else:
+        # More pages than makedumpfile's would be allowed, up to a hundredth; these kernels need none.
+        assert found.extra == []
+
+
+def tails_of_kernel_pages(dump: Path, core: Vmcore, extra: list[int]) -> None:
+    """The newest makedumpfile, 1.7.8, knows no compound_info (7.1): it takes the tails of slabs and of large kmallocs
+    for anonymous pages and leaves them out. drgn knows better."""
+    for page in tools.read_with("drgn", dump, core.vmlinux, "pages", *map(str, extra))["pages"]:
+        assert page["tail"], page
+        assert page["slab"] or not (page["lru"] or page["mapping"]), page
 
 
 @pytest.mark.parametrize("option", ["-c", None])
@@ -44,6 +63,8 @@ def test_any_number_of_threads_gives_the_same_bytes(any_core: Vmcore, tmp_path: 
     assert all(other == first for other in others)
 
 
+# It cannot filter 7.x (see above); arm64's would need its notes changed within the dump.
+@cores(lambda kernel, _: kernel != "7" and "arm64" not in kernel)
 def test_makedumpfile_reads_and_refilters_our_dump(dump: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     run([*tools.program("makedumpfile"), "-c", "-d", "31", str(dump), str(again)], timeout=300)

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import lzma
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,11 +17,12 @@ from .aptroot import CACHE, AptRoot, LabError, run
 
 # What finds the disks, reads the file system and takes memory away, in kernels that do not have it built in.
 MODULES = ("crc32c_generic", "nvme", "ext4", "virtio_pci", "virtio_balloon")
+_VERSIONED = re.compile(r"linux-(image|binary|modules)-\d")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """Where a kernel comes from: a Debian suite and the package that depends on the newest one there."""
+    """Where a kernel comes from: a Debian suite and a package there, or the one that depends on the newest."""
 
     suite: str
     package: str
@@ -28,7 +30,8 @@ class Kernel:
 
 
 KERNELS = {
-    "5.10": Kernel(suite="bullseye", package="linux-image-cloud-amd64"),
+    # The newest one whose debug symbols are still to be had.
+    "5.10": Kernel(suite="bullseye", package="linux-image-5.10.0-32-cloud-amd64"),
     "7": Kernel(suite="forky", package="linux-image-cloud-amd64"),
     "6.12-rt": Kernel(suite="trixie", package="linux-image-rt-amd64"),
     "6.12-arm64": Kernel(suite="trixie", package="linux-image-cloud-arm64", architecture="arm64"),
@@ -47,11 +50,8 @@ class Unpacked:
 def unpacked(kernel: Kernel) -> Unpacked:
     """The newest kernel of that package, from the cache or fresh."""
     apt = AptRoot(kernel.suite, kernel.architecture)
-    packages = [
-        name
-        for name in apt.needs(kernel.package, "linux-")
-        if name != kernel.package and name.startswith(("linux-image-", "linux-binary-", "linux-modules-"))
-    ]
+    # Packages with a version in the name; what is above them only names the newest one.
+    packages = [name for name in apt.needs(kernel.package, "linux-") if _VERSIONED.match(name)]
     if not packages:
         raise LabError(f"{kernel.suite}: {kernel.package} depends on no kernel")
     release = packages[0].split("-", 2)[2]

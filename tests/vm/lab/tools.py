@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""crash and makedumpfile of a newer Debian, run on this one without installing anything.
+"""crash, makedumpfile, drgn and libkdumpfile of a newer Debian, run on this one without installing anything.
 
-Debian 12's makedumpfile knows no zstd, and its crash loses the processes of current kernels. The newer
-programs are unpacked with all their libraries and started through their own libc's loader (ld.so(8)).
+Debian 12's makedumpfile knows no zstd, its crash loses the processes of current kernels, and drgn it has none. The
+newer programs are unpacked with all their libraries and started through their own libc's loader (ld.so(8)), those of
+arm64 through QEMU's emulation of single programs.
 """
 
 from __future__ import annotations
@@ -10,31 +11,56 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .aptroot import CACHE, KEEPS_OLD_LISTS, AptRoot, LabError, run
 
-# makedumpfile leaves no free page of a 6.12 kernel out before 1.7.7, which trixie does not have yet.
+# makedumpfile leaves no free page of a 6.12 kernel out before 1.7.7, which trixie does not have yet; crash opens no
+# 7.x kernel before 9.
 SUITES = {"crash": "trixie", "makedumpfile": "forky"}
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+NEWEST = "forky"
+READERS = ("python3-drgn", "python3-pykdumpfile")
+READING = Path(__file__).parent / "reading"
+_TRIPLETS = {
+    "amd64": ("x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
+    "arm64": ("aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
+}
 
 
-def program(name: str) -> list[str]:
+def program(name: str, *, suite: str | None = None, architecture: str = "amd64") -> list[str]:
     """The words that start `name` ("crash" or "makedumpfile") of a newer Debian; append its arguments."""
-    root = _unpacked(name, SUITES[name])
-    libraries = root / _LIBRARIES
-    return [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(root / "usr/bin" / name)]
+    root = _unpacked((name,), suite or SUITES[name], architecture)
+    return [*_loader(root, architecture), str(root / "usr/bin" / name)]
 
 
-def crash(vmlinux: Path, dump: Path, commands: list[str], *, timeout: float = 180) -> str:
+def _loader(root: Path, architecture: str = "amd64") -> list[str]:
+    triplet, loader = _TRIPLETS[architecture]
+    libraries = root / "usr/lib" / triplet
+    emulator = [] if architecture == "amd64" else ["qemu-aarch64"]
+    return [*emulator, str(libraries / loader), "--library-path", str(libraries)]
+
+
+def read_with(reader: str, *arguments: str | Path, timeout: float = 120) -> Any:
+    """What `reading/with_READER.py` (drgn, kdumpfile) finds in a dump. Raises LabError when it does not open it."""
+    root = _unpacked(READERS, NEWEST)
+    (python,) = (root / "usr/bin").glob("python3.[0-9]*")
+    argv = [*_loader(root), str(python), str(READING / f"with_{reader}.py"), *map(str, arguments)]
+    modules = root / "usr/lib/python3/dist-packages"
+    env = {**os.environ, "PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(modules)}
+    return json.loads(run(argv, timeout=timeout, env=env))
+
+
+def crash(vmlinux: Path, dump: Path, commands: list[str], *, suite: str | None = None, timeout: float = 180) -> str:
     """What crash(8) prints for `commands` on a dump. Raises AssertionError when it cannot open the dump."""
     with tempfile.NamedTemporaryFile("w", prefix="crash-commands-") as script:
         script.write("\n".join([*commands, "quit"]) + "\n")
         script.flush()
-        argv = [*program("crash"), "-s", "-i", script.name, str(vmlinux), str(dump)]
+        argv = [*program("crash", suite=suite), "-s", "-i", script.name, str(vmlinux), str(dump)]
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
@@ -48,12 +74,13 @@ def crash(vmlinux: Path, dump: Path, commands: list[str], *, timeout: float = 18
     return done.stdout
 
 
-def _unpacked(name: str, suite: str) -> Path:
-    apt = AptRoot(suite)
-    version = json.dumps(apt.versions([name]))
+def _unpacked(packages: tuple[str, ...], suite: str, architecture: str = "amd64") -> Path:
+    apt = AptRoot(suite, architecture)
+    version = json.dumps(apt.versions(packages))
     key = hashlib.sha256(version.encode()).hexdigest()[:12]
     parent = CACHE / "tools"
     parent.mkdir(parents=True, exist_ok=True)
+    name = packages[0] if architecture == "amd64" else f"{packages[0]}-{architecture}"
     folder = parent / f"{name}-{suite}-{key}"
     with (parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,13 +90,14 @@ def _unpacked(name: str, suite: str) -> Path:
                 run(
                     [
                         "mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--aptopt={KEEPS_OLD_LISTS}",
-                        f"--include={name}", suite, str(scratch / "root"), apt.sources[0],
+                        f"--architectures={architecture}", f"--include={','.join(packages)}",
+                        suite, str(scratch / "root"), apt.sources[0],
                     ],
                     timeout=600,
                 )  # fmt: skip
                 (scratch / "root").rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    if not (folder / "usr/bin" / name).exists():
-        raise LabError(f"{folder}: {name} was not unpacked")
+    if not list((folder / "usr/bin").glob("*")):
+        raise LabError(f"{folder}: {', '.join(packages)} was not unpacked")
     return folder

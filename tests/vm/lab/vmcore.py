@@ -45,12 +45,14 @@ _PT_LOAD = 1
 class Vmcore:
     """A raw ELF vmcore as /proc/vmcore gave it, and what is known of the machine it came from.
 
+    `kernel` is the name that `raw_vmcore` takes.
     `marker` is a random line written to the kernel log just before the crash; `workload_pid` a process
     (comm "workload") that held anonymous, hugetlb and tmpfs pages; `levels` of page tables 4 or 5; `suite` and
     `architecture` where Debian has the kernel's debug symbols.
     """
 
     path: Path
+    kernel: str
     release: str
     marker: str
     workload_pid: int
@@ -101,7 +103,7 @@ def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int | None = None) -
                 if old.is_dir() and old != folder:
                     shutil.rmtree(old)
     facts = json.loads((folder / "vmcore.json").read_text())
-    return Vmcore(path=folder / "vmcore", **facts)
+    return Vmcore(path=folder / "vmcore", kernel=kernel, **facts)
 
 
 def debug_symbols(release: str, *, suite: str = image.SUITE, architecture: str = "amd64") -> Path:
