@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The dead kernel's log, read from its printk ring buffer without debug information.
 
-The lockless ring of 5.10 and later (linux: kernel/printk/printk_ringbuffer.h). Only page tables and VMCOREINFO
+The lockless ring of 5.10 and later (linux: kernel/printk/printk_ringbuffer.h); printk_log.py has the buffer of older
+kernels. Only page tables and VMCOREINFO
 are needed, no struct page: the log can be saved before anything else is understood. Every index that comes from
 the crashed memory is bounded, since a damaged ring must not loop.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterator
-from typing import Protocol
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.log_record import Memory, Record, caller_name, escape
+from kdumpd.vmcore.printk_log import read_printk_log
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 _MAX_RECORD_BITS = 22
@@ -21,46 +22,6 @@ _MAX_TEXT_BITS = 30
 _MAX_STRUCT = 4096
 _ID_MASK = (1 << 62) - 1
 _COMMITTED, _FINALIZED = 1, 2
-_CALLER_IS_CPU = 1 << 31
-
-
-class Memory(Protocol):
-    """What the log needs: kernel virtual memory."""
-
-    def read(self, vaddr: int, size: int) -> bytes:
-        """`size` bytes at `vaddr`; raises VmcoreError."""
-
-    def read_u64(self, vaddr: int) -> int:
-        """An unsigned long at `vaddr`; raises VmcoreError."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One printk record. `caller` is "T123" or "C4" where the kernel notes it."""
-
-    sequence: int
-    time_nsec: int
-    caller: str | None
-    text: str
-
-    def lines(self) -> Iterator[str]:
-        """The record as dmesg(1) prints it; further lines of one record are indented by the width of the prefix."""
-        prefix = f"[{self.time_nsec // 1_000_000_000:5d}.{self.time_nsec // 1000 % 1_000_000:06d}] "
-        if self.caller is not None:
-            prefix += f"[{self.caller:>6s}] "
-        first, *rest = self.text.split("\n")
-        yield prefix + first
-        for line in rest:
-            yield " " * len(prefix) + line
-
-
-def _escape(raw: bytes) -> str:
-    """The text with everything that could act on a terminal written as \\xNN; the log is no longer trusted text."""
-    text = raw.decode("utf-8", "backslashreplace")
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else "".join(f"\\x{byte:02x}" for byte in char.encode())
-        for char in text
-    )
 
 
 class _Ring:
@@ -138,11 +99,11 @@ class _Ring:
         caller = None
         if self.shows_caller and self.caller_at is not None:
             (identity,) = struct.unpack_from("<I", self.infos, info_at + self.caller_at)
-            caller = f"{'C' if identity & _CALLER_IS_CPU else 'T'}{identity & ~_CALLER_IS_CPU}"
+            caller = caller_name(identity)
         text = self._text(begin, end, length)
         if text is None:
             return None
-        return Record(sequence=sequence, time_nsec=time_nsec, caller=caller, text=_escape(text))
+        return Record(sequence=sequence, time_nsec=time_nsec, caller=caller, text=escape(text))
 
     def _text(self, begin: int, end: int, length: int) -> bytes | None:
         if begin & 1 and end & 1:
@@ -172,8 +133,10 @@ class _Ring:
 def read_log(memory: Memory, info: Vmcoreinfo) -> Iterator[Record]:
     """All records, the oldest first. Raises VmcoreError when there is no ring buffer that can be read."""
     pointer = info.symbol("prb")
+    if pointer is None and info.symbol("log_buf") is not None:
+        return read_printk_log(memory, info)
     if pointer is None:
-        raise VmcoreError("VMCOREINFO has no SYMBOL(prb): the kernel's log is of a kind this version cannot read")
+        raise VmcoreError("VMCOREINFO has neither SYMBOL(prb) nor SYMBOL(log_buf), so nobody knows where the log is")
     return iter(_Ring(memory, info, memory.read_u64(pointer)))
 
 

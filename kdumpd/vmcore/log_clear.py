@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.kernel_log import Memory
+from kdumpd.vmcore.log_record import Memory
+from kdumpd.vmcore.printk_log import cleared_sequence
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 _MAX_STRUCT = 4096
@@ -13,6 +14,8 @@ _MAX_STRUCT = 4096
 def clear_sequence(memory: Memory, info: Vmcoreinfo) -> int:
     """The sequence number of that record. Raises VmcoreError when it cannot be found."""
     symbol = info.symbol("clear_seq")
+    if symbol is None and info.symbol("clear_idx") is not None:
+        return cleared_sequence(memory, info)
     if symbol is None:
         raise VmcoreError("VMCOREINFO does not say where clear_seq is, so nobody knows when the log was cleared")
     # A latch of two values since 5.13 (7d7a23a91c91): an odd count means that the second one is being read.

@@ -157,7 +157,7 @@ def test_odd_values_in_vmcoreinfo_end_in_records_or_one_sentence(seed: int) -> N
 
 
 def test_a_kernel_without_ring_is_named() -> None:
-    with pytest.raises(VmcoreError, match="no SYMBOL\\(prb\\)"):
+    with pytest.raises(VmcoreError, match="neither SYMBOL\\(prb\\) nor"):
         read_log(Ring(perfect_fit=True), parse_vmcoreinfo(b""))
 
 
