@@ -17,7 +17,7 @@ from kdumpd.cli import output
 from kdumpd.errors import KdumpError
 from kdumpd.host import bootloader
 from kdumpd.host.cmdline import read_cmdline
-from kdumpd.host.crashkernel import parse_crashkernel
+from kdumpd.host.nextboot import crashkernel_words, read_next_boot
 from kdumpd.host.reservation import read_memory_bytes, read_reservation
 from kdumpd.service.estimate import mib, recommended_bytes
 from kdumpd.service.look import look_facts
@@ -95,32 +95,35 @@ def _default(root: Path) -> str:
 
 def _show(options: Namespace) -> int:
     root: Path = options.root
-    now = parse_crashkernel(read_cmdline(root))
-    words = [entry.text for entry in (now.cma, now.plain, now.high, now.low) if entry is not None]
+    running = read_cmdline(root)
     reserved = read_reservation(root).size_bytes
+    following = read_next_boot(root, running)
     try:
         loader, settings, trouble = bootloader.find_loader(root).value, bootloader.read_settings(root), None
     except KdumpError as error:
         loader, settings, trouble = None, (), str(error)
     if options.json != "off":
         facts = {
-            "crashkernel": words,
+            "crashkernel": crashkernel_words(running),
             "reserved_bytes": reserved,
+            "next_boot": list(following.crashkernels),
+            "next_boot_files": list(following.files),
             "boot_loader": loader,
             "configured": [dataclasses.asdict(setting) for setting in settings],
             "problem": trouble,
         }
         output.print_json(facts, options.json)
         return 0
-    pairs = [("This boot", " ".join(f"crashkernel={word}" for word in words) or "no crashkernel=")]
-    pairs.append(("Reserved", mib(reserved)))
-    if loader is None:
-        pairs.append(("Boot loader", str(trouble)))
-    else:
-        pairs.append(("Boot loader", loader))
-        pairs += [("Next boot", str(setting)) for setting in settings] or [("Next boot", "no crashkernel=")]
+    pairs = [("This boot", _words(crashkernel_words(running))), ("Reserved", mib(reserved))]
+    pairs += [("Next boot", f"{_words(value)} ({', '.join(following.files)})") for value in following.crashkernels]
+    pairs.append(("Boot loader", loader or str(trouble)))
+    pairs += [("Configured", str(setting)) for setting in settings]
     output.print_pairs(pairs, wrapped=True)
     return 0
+
+
+def _words(crashkernel: str) -> str:
+    return f"crashkernel={crashkernel}" if crashkernel else "no crashkernel="
 
 
 def _set(values: Sequence[str], options: Namespace) -> int:

@@ -8,7 +8,7 @@ import re
 
 import pytest
 from ctl import kdumpctl
-from fake_machine import MIB, FakeMachine
+from fake_machine import MIB, UUID, FakeMachine
 
 
 def test_estimate_adds_up(machine: FakeMachine) -> None:
@@ -63,9 +63,11 @@ def test_a_boot_loader_that_fails_leaves_nothing(grub: FakeMachine) -> None:
 
 
 def test_reservation_show(grub: FakeMachine) -> None:
+    grub.write("boot/grub/grub.cfg", f"menuentry x {{\n linux /boot/vmlinuz root=UUID={UUID} ro crashkernel=128M\n}}\n")
     text = kdumpctl("reservation", "show", f"--root={grub.root}").stdout
     assert "This boot: crashkernel=256M" in text
-    assert "Next boot: /etc/default/grub:1: crashkernel=128M" in text
+    assert "Next boot: crashkernel=128M (/boot/grub/grub.cfg)" in text
+    assert "Configured: /etc/default/grub:1: crashkernel=128M" in text
     facts = json.loads(kdumpctl("reservation", "show", "--json", f"--root={grub.root}").stdout)
     assert facts["configured"] == [{"value": "128M", "file": "/etc/default/grub", "line": 1}]
 
