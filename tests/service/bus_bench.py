@@ -102,18 +102,24 @@ class Client:
 class Service:
     """The daemon's process."""
 
-    def __init__(self, machine: FakeMachine, bus: Bus, *, real_builder: bool = False) -> None:
+    def __init__(self, machine: FakeMachine, bus: Bus, *, real_builder: bool = False, processes: bool = False) -> None:
         self.machine = machine
         self.bus = bus
         self.log = machine.root.parent / "daemon.log"
         self._words = [sys.executable, str(HERE / "daemon.py"), str(machine.root), bus.address]
         self._words += ["real"] if real_builder else []
+        self._words += ["processes"] if processes else []
         self.notify = _NotifySocket(machine.root.parent / f"notify-{os.urandom(4).hex()}")
         self.start()
 
     def start(self) -> None:
         """Starts it and waits for READY=1."""
-        environ = {**os.environ, "NOTIFY_SOCKET": str(self.notify.path), "WATCHDOG_USEC": "400000"}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "NOTIFY_SOCKET": str(self.notify.path),
+            "WATCHDOG_USEC": "400000",
+        }
         environ.pop("JOURNAL_STREAM", None)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._words, stderr=log, env=environ, cwd=TOP)

@@ -180,14 +180,28 @@ class FakeKernel:
         self.calls.append((cmdline, flags))
         if (self._machine.root / "proc/sys/kernel/kexec_load_disabled").read_text().strip() == "1":
             return errno.EPERM
+        self._show(loaded=False)
         code = self.fail.pop(0) if self.fail else 0
         loaded = code == 0 and not flags & FILE_UNLOAD
+        if loaded:
+            held = {"initrd_sha256": hashlib.sha256(os.pread(initrd_fd, 1 << 24, 0)).hexdigest(), "cmdline": cmdline}
+            self._machine.write("held.json", json.dumps(held))
+            self._show(loaded=True)
+        self.heard(flags, code)
+        return code
+
+    def _show(self, *, loaded: bool) -> None:
         if self.new_names:
             self._machine.write("sys/kernel/kexec/crash_loaded", f"{int(loaded)}\n")
         else:
             self._machine.crash_loaded(loaded)
-        self.heard(flags, code)
-        return code
+
+    def held(self) -> dict[str, str] | None:
+        """What this kernel would boot at a crash, whoever's process loaded it; None when it would not."""
+        if (self._machine.root / "sys/kernel/kexec_crash_loaded").read_text() != "1\n":
+            return None
+        found: dict[str, str] = json.loads((self._machine.root / "held.json").read_text())
+        return found
 
     def loader(self) -> FileLoader:
         """The real loader, with all its checks, in front of this kernel."""
