@@ -16,6 +16,10 @@ _VERBS = {
     Verb.DUMP: ("dump", "dump"),
     Verb.DMESG: ("log", "log"),
     Verb.PARTIAL_DMESG: ("log", "log"),
+    Verb.MEM_USAGE: ("memusage", "mem_usage"),
+    Verb.SPLIT: ("split", "split"),
+    Verb.REASSEMBLE: ("reassemble", "reassemble"),
+    Verb.REARRANGE: ("rearrange", "rearrange"),
     Verb.VERIFY: ("verify", "verify"),
 }
 

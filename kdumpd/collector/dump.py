@@ -24,7 +24,7 @@ from kdumpd.dumpfile.packing import FAST
 from kdumpd.dumpfile.sink import PageWriter, Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError, NoSpaceError
-from kdumpd.vmcore.memory import PAGE_SIZE
+from kdumpd.vmcore.memory import PAGE_SIZE, fill_range
 
 # The phases that `write_dump` and `check_dump` announce.
 PHASES = 5
@@ -78,6 +78,19 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
     progress.phase(f"choosing pages (level {options.levels[0]})")
     with outcome.timed("choose"):
         plan = fitting_plan(source, sink, options)
+    write_plan(source, plan, sink, outcome, options, progress)
+
+
+def write_plan(
+    source: Source,
+    plan: Plan,
+    sink: Sink,
+    outcome: Outcome,
+    options: DumpOptions,
+    progress: Progress,
+    part: tuple[int, int] | None = None,
+) -> None:
+    """As write_dump, for pages that were chosen already; with a `part`, for those in [start, end) alone."""
     found = plan.found
     outcome.level = plan.level
     outcome.pages = {"total": found.total, "kept": found.kept_count}
@@ -85,12 +98,12 @@ def write_dump(source: Source, sink: Sink, outcome: Outcome, options: DumpOption
 
     progress.phase("writing what is needed first")
     try:
-        writer = _writer(source, plan, sink, options)
+        writer = _writer(source, plan, sink, options, part)
     except NoSpaceError as error:
         source.steps.append(Step("log-only", f"not even the headers of a dump fit: {error.sentence}"))
         raise
     try:
-        _copy(source, plan, writer, outcome, options, progress)
+        _copy(source, plan, writer, outcome, options, progress, part)
         progress.phase("making it durable")
         with outcome.timed("finish"):
             outcome.regions = writer.finish(complete=plan.shortage is None)
@@ -128,7 +141,7 @@ def check_dump(path: Path, source: Source, outcome: Outcome, options: DumpOption
         )
 
 
-def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions) -> PageWriter:
+def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions, part: tuple[int, int] | None) -> PageWriter:
     origin = source.origin()
     if options.elf:
         from kdumpd.dumpfile.elfdump import ElfWriter
@@ -148,14 +161,24 @@ def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions) -> Pag
         present=plan.found.present,
         kept=plan.kept,
         checksums=options.checksums,
+        part=part,
     )
 
 
 def _copy(
-    source: Source, plan: Plan, writer: PageWriter, outcome: Outcome, options: DumpOptions, progress: Progress
+    source: Source,
+    plan: Plan,
+    writer: PageWriter,
+    outcome: Outcome,
+    options: DumpOptions,
+    progress: Progress,
+    part: tuple[int, int] | None,
 ) -> None:
     """What opens the dump and what is asked for first, then slab, then the rest."""
     waiting = Waiting(plan.kept)
+    if part is not None:
+        fill_range(waiting.bits, 0, part[0], present=False)
+        fill_range(waiting.bits, part[1], len(waiting.bits) * 8, present=False)
     copied = Copied()
 
     def step() -> None:

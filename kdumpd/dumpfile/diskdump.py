@@ -17,6 +17,7 @@ from kdumpd.errors import DumpFormatError
 SIGNATURE = b"KDUMP   "
 VERSION = 6
 BLOCK_SIZE = 4096
+STATUS_OFFSET = 424  # of the header's status, 4 bytes
 
 # disk_dump_header: signature, version, six utsname strings, padding, time, status, geometry, nr_cpus.
 _HEADER = struct.Struct("<8si65s65s65s65s65s65s6xqqIiiIIIIIIi")

@@ -63,6 +63,7 @@ class Ranks:
         """For ascending `pfns`: how many set bits lie below each, and whether its own is set."""
         ranks = np.zeros(len(pfns), dtype=np.int64)
         there = np.zeros(len(pfns), dtype=np.bool_)
+        ranks[pfns >= self._size * 8] = self.count
         inside = slice(*(int(each) for each in np.searchsorted(pfns, (0, self._size * 8))))
         blocks = pfns[inside] // _PAGES
         starts = np.flatnonzero(np.diff(blocks, prepend=-1)) + inside.start

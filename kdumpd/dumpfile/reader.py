@@ -41,7 +41,8 @@ class DiskdumpReader:
         self._file = open_stored(path)
         self.size = self._file.size
         try:
-            self.header: Header = unpack_headers(self._at(0, BLOCK_SIZE), self._at(BLOCK_SIZE, BLOCK_SIZE), str(path))
+            main, sub = self.bytes_at(0, BLOCK_SIZE), self.bytes_at(BLOCK_SIZE, BLOCK_SIZE)
+            self.header: Header = unpack_headers(main, sub, str(path))
             if self.header.dumped_offset + self.header.bitmap_bytes > self.size:
                 raise DumpFormatError(f"{path} ends inside its bitmaps")
             self._ranks = Ranks(self.header.bitmap_bytes, self.dumped)
@@ -63,12 +64,12 @@ class DiskdumpReader:
     ) -> None:
         self._file.close()
 
-    def _at(self, offset: int, size: int) -> bytes:
+    def bytes_at(self, offset: int, size: int) -> bytes:
         """What the file holds there; sizes and offsets come from the file itself and are not to be trusted."""
         return self._file.read_at(offset, size) if offset >= 0 and size > 0 else b""
 
     def _bits(self, start: int, at: int, size: int) -> Bytes:
-        return np.frombuffer(self._at(start + at, size).ljust(size, b"\0"), dtype=np.uint8)
+        return np.frombuffer(self.bytes_at(start + at, size).ljust(size, b"\0"), dtype=np.uint8)
 
     def dumped(self, at: int, size: int) -> Bytes:
         """`size` bytes of the bitmap of pages that were dumped, from its byte `at` on."""
@@ -93,6 +94,15 @@ class DiskdumpReader:
         """Pages that should have a descriptor."""
         return self.end_rank - self.first_rank
 
+    def covers(self, pfn: int) -> bool:
+        """Whether the page would be in this file, if it was dumped."""
+        return not self.header.split or self.header.start_pfn <= pfn < self.header.end_pfn
+
+    @property
+    def whole_count(self) -> int:
+        """Pages of all parts together, where this is one part of a split dump."""
+        return self._ranks.count
+
     @property
     def present_count(self) -> int:
         """Pages that the machine had."""
@@ -109,7 +119,7 @@ class DiskdumpReader:
 
     def notes(self) -> bytes:
         """The ELF notes."""
-        return self._at(self.header.note_offset, self.header.note_size)
+        return self.bytes_at(self.header.note_offset, self.header.note_size)
 
     def page(self, pfn: int) -> bytes | None:
         """One page; None when it was left out or lost. Raises DumpFormatError when its bytes are damaged."""
@@ -123,7 +133,7 @@ class DiskdumpReader:
 
     def page_of_descriptor(self, number: int, source: str) -> bytes | None:
         """The page of the descriptor `number`."""
-        raw = self._at(self.header.descriptor_offset + number * DESCRIPTOR.size, DESCRIPTOR.size)
+        raw = self.bytes_at(self.header.descriptor_offset + number * DESCRIPTOR.size, DESCRIPTOR.size)
         if len(raw) < DESCRIPTOR.size:
             return None
         offset, size, flags, _ = DESCRIPTOR.unpack(raw)
@@ -131,7 +141,7 @@ class DiskdumpReader:
             return None
         if not 0 < size <= BLOCK_SIZE or offset < 0:
             raise DumpFormatError(f"{source} has a descriptor of {size} bytes at {offset}")
-        data = self._at(offset, size)
+        data = self.bytes_at(offset, size)
         if len(data) < size:
             raise DumpFormatError(f"{source} ends inside a page")
         return self._unpacker.page(data, flags, source)
@@ -142,7 +152,7 @@ class DiskdumpReader:
         step = _STEP // DESCRIPTOR.size
         for first in range(0, self.page_count, step):
             count = min(step, self.page_count - first)
-            raw = self._at(self.header.descriptor_offset + first * DESCRIPTOR.size, count * DESCRIPTOR.size)
+            raw = self.bytes_at(self.header.descriptor_offset + first * DESCRIPTOR.size, count * DESCRIPTOR.size)
             if len(raw) < count * DESCRIPTOR.size:
                 raise DumpFormatError(f"{self.path} ends inside its page descriptors")
             yield first, np.frombuffer(raw, dtype=_DESCRIPTOR)
@@ -182,7 +192,7 @@ def verify(
                 _compare(page, pfn, what, memory, unreadable)
         pfns = {int(pfn): what for what, some in (needed or {}).items() for pfn in some}
         for pfn in sorted(pfns):
-            if memory is not None and not memory.has(pfn):
+            if (memory is not None and not memory.has(pfn)) or not dump.covers(pfn):
                 continue
             what = f"{path}: {pfns[pfn]}, pfn {pfn:#x},"
             page = dump.page(pfn)

@@ -50,15 +50,12 @@ class Sink(Protocol):
 
 
 class PageWriter(Protocol):
-    """A dump that is being written to a sink, in whatever format. `written` counts pages; `write_seconds` is what
-    the target took for them."""
+    """A dump that is being written to a sink, in whatever format. `count` pages are to be written, `written` have
+    been; `write_seconds` is what the target took for them."""
 
+    count: int
     written: int
     write_seconds: float
-
-    @property
-    def count(self) -> int:
-        """Pages that are to be written."""
 
     @property
     def size(self) -> int:

@@ -33,6 +33,7 @@ from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, NoSpaceError
+from kdumpd.vmcore.arrays import ints
 
 # After so many bytes of page data, or so many descriptors, the data is made durable and the descriptors follow. What
 # a power cut costs is bounded by both; the second bounds memory, too.
@@ -61,7 +62,10 @@ class Origin:
 
 
 class DiskdumpWriter:
-    """One dump, from the first header to the last. Its pages are those of the `kept` bitmap, each written once."""
+    """One dump, from the first header to the last. Its pages are those of the `kept` bitmap, each written once.
+
+    `count` pages are to be written; `written` have been.
+    """
 
     def __init__(
         self,
@@ -74,8 +78,12 @@ class DiskdumpWriter:
         present: npt.NDArray[np.uint8],
         kept: npt.NDArray[np.uint8],
         checksums: bool = True,
+        part: tuple[int, int] | None = None,
     ) -> None:
-        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr`; they are not kept."""
+        """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr`; they are not kept.
+
+        With a `part` it is one of several dumps, and holds of the kept pages only those in [start, end).
+        """
         self._sink = sink
         sub_blocks, bitmap_blocks = layout(max_mapnr=max_mapnr, note_size=len(origin.notes))
         note_offset = BLOCK_SIZE + SUB_HEADER_SIZE
@@ -94,11 +102,18 @@ class DiskdumpWriter:
             vmcoreinfo_size=origin.vmcoreinfo_size,
             sub_header_blocks=sub_blocks,
             bitmap_blocks=bitmap_blocks,
+            split=part is not None,
+            start_pfn=part[0] if part else 0,
+            end_pfn=part[1] if part else 0,
         )
         self.written = 0
         self.write_seconds = 0.0
         self._ranks = Ranks.of_array(kept)
-        self._data_start = self._header.descriptor_offset + self._ranks.count * DESCRIPTOR.size
+        self._first_rank, end_rank = 0, self._ranks.count
+        if part is not None:
+            self._first_rank, end_rank = ints(self._ranks.find(np.array(part, dtype=np.int64))[0])
+        self.count = end_rank - self._first_rank
+        self._data_start = self._header.descriptor_offset + self.count * DESCRIPTOR.size
         self._end = self._data_start
         self._notes = origin.notes
         self._digest = hashlib.sha256() if checksums else None
@@ -134,11 +149,6 @@ class DiskdumpWriter:
     def data_size(self) -> int:
         """Bytes of page data so far; writing them, and waiting for them to be safe, took `write_seconds`."""
         return self._end - self._data_start
-
-    @property
-    def count(self) -> int:
-        """Pages that are to be written; `written` have been."""
-        return self._ranks.count
 
     def _write_header(self) -> None:
         main, sub = self._header.pack()
@@ -183,7 +193,7 @@ class DiskdumpWriter:
             raise
 
     def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
-        ranks = self._ranks.of(pfns)
+        ranks = self._ranks.of(pfns) - self._first_rank
         table = np.zeros(len(pfns), dtype=_DESCRIPTOR_DTYPE)
         ends = np.cumsum(pages.sizes, dtype=np.int64) + self._end
         is_zero = pages.sizes == 0
@@ -254,8 +264,8 @@ class DiskdumpWriter:
         Returns the checksums of headers with notes, bitmaps, descriptors and page data. They were taken while that was
         written; only the descriptors, which are not written in their order, are read back from the target's cache.
         """
-        if self.written != self._ranks.count:
-            raise DumpFormatError(f"{self.written} pages were written of {self._ranks.count}")
+        if self.written != self.count:
+            raise DumpFormatError(f"{self.written} pages were written of {self.count}")
         self.checkpoint()
         # First everything, then the word that it is all there.
         self._sink.sync()

@@ -31,6 +31,8 @@ _ET_CORE = 4
 _PT_LOAD = 1
 _PT_NOTE = 4
 PN_XNUM = 0xFFFF
+_NO_PADDR = (1 << 64) - 1  # /proc/kcore has it for what is in no one physical place, such as vmalloc
+FLAGS_OFFSET = 48  # of e_flags, 4 bytes
 INCOMPLETE = 1  # a flag that makedumpfile leaves in e_flags
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -118,7 +120,7 @@ class ElfCore(CrashedMemory):
         notes = b""
         for fields in _PHDR.iter_unpack(table[: len(table) // _PHDR.size * _PHDR.size]):
             kind, _, offset, vaddr, paddr, filesz, memsz, _ = fields
-            if kind == _PT_LOAD and memsz:
+            if kind == _PT_LOAD and memsz and paddr != _NO_PADDR:
                 segments.append(Segment(vaddr=vaddr, paddr=paddr, offset=offset, filesz=filesz, memsz=memsz))
             elif kind == _PT_NOTE:
                 notes += self._header_bytes(min(filesz, _MAX_NOTES), offset)
