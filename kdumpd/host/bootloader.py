@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kdumpd.errors import DeniedError, KdumpError, NotFoundError, UnsupportedError, UsageError, os_reason
 from kdumpd.host.crashkernel import Kind, parse_entry
-from kdumpd.host.files import below, read_text
+from kdumpd.host.files import below
 from kdumpd.host.kernels import installed_kernels
 
 GRUB_DEFAULT = "/etc/default/grub"
@@ -178,9 +178,15 @@ def _plan_grub(wanted: tuple[str, ...], words: str, root: Path) -> Change:
         "# Written by: kdumpctl reservation set\n"
         f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
     )  # fmt: skip
-    before = read_text(root, OUR_DROPIN)
+    before = _read(OUR_DROPIN, root)
     files = _grub_files(root)
     kept = tuple(setting for file in files if file != OUR_DROPIN for setting in _in_file(file, root))
+    plain = [setting for setting in kept if parse_entry(setting.value).kind is Kind.PLAIN]
+    if plain and not any(parse_entry(value).kind is Kind.PLAIN for value in wanted):
+        raise UnsupportedError(
+            f"{plain[0]} stands there, and a plain size makes ,high and ,low void",
+            hint=f"take it out of {plain[0].file}",
+        )
     later = [setting for setting in kept if setting.file > OUR_DROPIN]
     if later:
         raise UnsupportedError(
@@ -193,7 +199,7 @@ def _plan_grub(wanted: tuple[str, ...], words: str, root: Path) -> Change:
 
 
 def _plan_kernel_install(wanted: tuple[str, ...], words: str, root: Path) -> Change:
-    before = read_text(root, KERNEL_CMDLINE) or ""
+    before = _read(KERNEL_CMDLINE, root) or ""
     others = [word for word in before.split() if not word.startswith("crashkernel=")]
     after = " ".join([*others, words]) + "\n"
     if before.split() == after.split():
@@ -237,13 +243,27 @@ def _grub_files(root: Path) -> list[str]:
 
 
 def _in_file(file: str, root: Path) -> list[Setting]:
-    text = read_text(root, file) or ""
+    text = _read(file, root) or ""
     return [
         Setting(value=match, file=file, line=number)
         for number, line in enumerate(text.splitlines(), start=1)
         if not line.lstrip().startswith("#")
         for match in _WORD.findall(line)
     ]
+
+
+def _read(file: str, root: Path) -> str | None:
+    """The text, None without such a file. Raises KdumpError for one that cannot be read: that is not an empty one."""
+    try:
+        return below(root, file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise DeniedError(f"{file} may not be read", hint="use sudo") from error
+    except OSError as error:
+        raise KdumpError(f"{file} cannot be read: {os_reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise KdumpError(f"{file} is not UTF-8 text", hint="put crashkernel= there by hand") from error
 
 
 def _program(name: str, root: Path) -> Path | None:
@@ -283,7 +303,7 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     temporary = path.with_name(f".{path.name}.kdumpd-new")
-    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()

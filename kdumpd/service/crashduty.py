@@ -7,6 +7,7 @@ In a thread of its own, one crash after the other: a dump may be as large as the
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
@@ -42,6 +43,8 @@ class CrashDuty:
         self._crashes.put(crash)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # whoever reads a whole dump should be in nobody's way
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while True:
             crash = self._crashes.get()
             self._call_programs(crash)

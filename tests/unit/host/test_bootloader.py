@@ -84,6 +84,18 @@ def test_a_drop_in_that_is_read_after_ours_is_not_fought(debian: Path) -> None:
         plan_change(["256M"], debian)
 
 
+def test_a_plain_value_of_somebody_else_would_make_high_void(debian: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"grub:2: crashkernel=128M stands there"):
+        plan_change(["512M,high"], debian)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    put(tmp_path, "usr/bin/kernel-install")
+    put(tmp_path, "etc/kernel/cmdline").write_bytes(b"root=LABEL=\xff ro\n")
+    with pytest.raises(KdumpError, match="not UTF-8"):
+        plan_change(["256M"], tmp_path)
+
+
 def test_kernel_install(tmp_path: Path) -> None:
     put(tmp_path, "usr/bin/kernel-install")
     put(tmp_path, "etc/kernel/cmdline", "root=UUID=1 crashkernel=128M ro\n")
