@@ -170,6 +170,24 @@ def _makedump_args(value: str) -> _Pairs:
     return [("core_collector", f"makedumpfile {value}")]
 
 
+def _append(value: str) -> _Pairs:
+    """Words for the capture kernel. The number of processors has a directive; systemd does not run in our image."""
+    words = [word for word in value.split() if not word.startswith(("systemd.", "rd."))]
+    cpus = [word.partition("=")[2] for word in words if re.match(r"(nr_cpus|maxcpus)=", word)]
+    rest = [word for word in words if not re.match(r"(nr_cpus|maxcpus)=", word)]
+    pairs = [("nr_cpus", cpus[-1])] if cpus else []
+    return [*pairs, ("commandline_append", " ".join(rest))] if rest else pairs
+
+
+def _kexec_options(value: str) -> _Pairs:
+    """-a is kexec's own fallback from one way to the other, which kdumpd has too."""
+    known = {"-s": "kexec_file_load", "-c": "kexec_load"}
+    options = [option for option in value.split() if option != "-a"]
+    if len(options) > 1 or any(option not in known for option in options):
+        raise _NoEquivalentError(f"'{value}' is not taken over: of kexec's options -s, -c and -a have an equivalent")
+    return [("kexec_syscall", known[option]) for option in options]
+
+
 def _suse_target(value: str) -> _Pairs:
     """KDUMP_SAVEDIR: a folder or a URL (kdump(5) of openSUSE)."""
     scheme, mark, rest = value.partition("://")
@@ -221,8 +239,6 @@ def _true_is(directive: str, value: str, otherwise: str) -> _Reader:
     return read
 
 
-_CAPTURE_LINE = "the capture kernel's command line is made from the running one"
-_KEXEC = "kdumpd loads with kexec_file_load(2) and chooses the options itself"
 _KERNEL = "kdumpd arms the running kernel with an image of its own"
 _RETENTION = "kdumpd deletes no dumps"
 _MAIL = "kdumpd sends no mail; its journal entry has a MESSAGE_ID to watch, and on_crash runs programs"
@@ -251,9 +267,9 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "KDUMP_NUM_DUMPS": _only("0", _RETENTION),
         "KDUMP_KERNEL": _lost(_KERNEL),
         "KDUMP_INITRD": _lost(_KERNEL),
-        "KDUMP_CMDLINE": _lost(_CAPTURE_LINE),
-        "KDUMP_CMDLINE_APPEND": _lost(_CAPTURE_LINE),
-        "KDUMP_KEXEC_ARGS": _lost(_KEXEC),
+        "KDUMP_CMDLINE": _as("commandline"),
+        "KDUMP_CMDLINE_APPEND": _append,
+        "KDUMP_KEXEC_ARGS": _kexec_options,
         "KDUMP_SYSCTL": _lost("put it into a file in /etc/sysctl.d"),
     },
     Dialect.RHEL: {
@@ -261,11 +277,11 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "KDUMP_BOOTDIR": _only("/boot", _KERNEL),
         "KDUMP_IMG": _only("vmlinuz", _KERNEL),
         "KDUMP_IMG_EXT": _lost(_KERNEL),
-        "KDUMP_COMMANDLINE": _lost(_CAPTURE_LINE),
-        "KDUMP_COMMANDLINE_REMOVE": _lost(_CAPTURE_LINE),
-        "KDUMP_COMMANDLINE_APPEND": _lost(_CAPTURE_LINE),
+        "KDUMP_COMMANDLINE": _as("commandline"),
+        "KDUMP_COMMANDLINE_REMOVE": _as("commandline_remove"),
+        "KDUMP_COMMANDLINE_APPEND": _append,
         "FADUMP_COMMANDLINE_APPEND": _lost("firmware-assisted dumps are not used"),
-        "KEXEC_ARGS": _only("-s", _KEXEC),
+        "KEXEC_ARGS": _kexec_options,
         "KDUMP_STDLOGLVL": _lost(_LOGGING),
         "KDUMP_SYSLOGLVL": _lost(_LOGGING),
         "KDUMP_KMSGLOGLVL": _lost(_LOGGING),
@@ -284,10 +300,10 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "KDUMP_REQUIRED_PROGRAMS": _as("extra_bins"),
         "KDUMP_TRANSFER": _lost("a command in place of the collector is not run"),
         "KDUMP_KERNELVER": _lost(_KERNEL),
-        "KDUMP_COMMANDLINE": _lost(_CAPTURE_LINE),
-        "KDUMP_COMMANDLINE_APPEND": _lost(_CAPTURE_LINE),
-        "KDUMP_CPUS": _lost("the capture kernel uses the processors that fit into its memory"),
-        "KEXEC_OPTIONS": _lost(_KEXEC),
+        "KDUMP_COMMANDLINE": _as("commandline"),
+        "KDUMP_COMMANDLINE_APPEND": _append,
+        "KDUMP_CPUS": _as("nr_cpus"),
+        "KEXEC_OPTIONS": _kexec_options,
         "KDUMP_AUTO_RESIZE": _only("no|false", "the reservation is set with: kdumpctl reservation set"),
         "KDUMP_CRASHKERNEL": _lost("the reservation is set with: kdumpctl reservation set"),
         "KDUMP_UPDATE_BOOTLOADER": _lost("the reservation is set with: kdumpctl reservation set"),

@@ -29,8 +29,10 @@ FTP_PASSWORD=hunter2
 RHEL = """
 KDUMP_KERNELVER=""
 KDUMP_COMMANDLINE_REMOVE="hugepages quiet"
+KDUMP_COMMANDLINE_APPEND="irqpoll nr_cpus=1 reset_devices rd.shell=0"
 KEXEC_ARGS="-s"
 KDUMP_IMG="vmlinuz"
+KDUMP_STDLOGLVL=3
 """
 SUSE = """
 KDUMP_SAVEDIR="file:///var/crash"
@@ -64,8 +66,14 @@ def test_debian() -> None:
 
 def test_rhel() -> None:
     imported = import_settings("/etc/sysconfig/kdump", RHEL)
-    assert (imported.dialect, lines(imported)) == (Dialect.RHEL, [])
-    assert [problem.line for problem in imported.problems] == [3]
+    assert imported.dialect is Dialect.RHEL
+    assert lines(imported) == [
+        "commandline_remove hugepages quiet",
+        "nr_cpus 1",
+        "commandline_append irqpoll reset_devices",
+        "kexec_syscall kexec_file_load",
+    ]
+    assert [problem.line for problem in imported.problems] == [7]
 
 
 def test_suse() -> None:
@@ -87,12 +95,17 @@ def test_suse() -> None:
         ("KDUMP_DUMPLEVEL=1", "core_collector makedumpfile -z -d 1"),
         ("KDUMP_DUMPLEVEL=99", "'core_collector makedumpfile -z -d 99' cannot be used"),
         ("KDUMP_SAVEDIR='/a\nfinal_action halt'", "a line break in the value"),
+        ("KEXEC_OPTIONS='-a'", ""),
+        ("KEXEC_OPTIONS='-s --mem-max=1G'", "of kexec's options"),
+        ("KDUMP_CPUS=32", "nr_cpus 32"),
+        ("KDUMP_COMMANDLINE_APPEND='elfcorehdr=1'", "'elfcorehdr=1' cannot be given to a capture kernel"),
         ("KDUMP_NEW_THING=1", "not a setting that kdumpd knows"),
     ],
 )
 def test_suse_details(text: str, wanted: str) -> None:
     imported = import_settings("f", text, Dialect.SUSE)
-    assert wanted in "\n".join([*lines(imported), messages(imported)])
+    said = "\n".join([*lines(imported), messages(imported)]).strip()
+    assert wanted in said if wanted else not said
     assert "secret" not in messages(imported)
 
 
