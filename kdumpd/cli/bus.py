@@ -96,26 +96,35 @@ def follow(
     connection = _connect()
     loop = GLib.MainLoop()
     seen: dict[str, Any] = {}
+    problem: list[Exception] = []
+
+    def guarded(report: Callable[..., None], *words: Any) -> None:
+        """What is raised in a callback would only be printed there: it ends the loop and is raised behind it."""
+        try:
+            report(*words)
+        except Exception as error:
+            problem.append(error)
+            loop.quit()
 
     def changed(_bus: Any, _sender: str, _path: str, _interface: str, _name: str, arguments: GLib.Variant) -> None:
         interface, values, _ = arguments.unpack()
         if interface == INTERFACE and seen:
             seen.update(values)
-            on_state(seen)
+            guarded(on_state, seen)
 
     def signalled(_bus: Any, _sender: str, _path: str, _interface: str, name: str, arguments: GLib.Variant) -> None:
-        on_event(name, [str(word) for word in arguments.unpack()])
+        guarded(on_event, name, [str(word) for word in arguments.unpack()])
 
     def appeared(_bus: Any, _name: str, _owner: str) -> None:
         try:
             seen.update(properties())
         except ServiceUnreachableError:
             return  # gone again; `vanished` tells
-        on_state(seen)
+        guarded(on_state, seen)
 
     def vanished(_bus: Any, _name: str) -> None:
         seen.clear()
-        on_gone()
+        guarded(on_gone)
 
     def subscribe(interface: str, path: str | None, receive: Callable[..., None]) -> None:
         connection.signal_subscribe(NAME, interface, None, path, None, Gio.DBusSignalFlags.NONE, receive)
@@ -126,6 +135,8 @@ def follow(
     for number in (signal.SIGINT, signal.SIGTERM):
         GLib.unix_signal_add(GLib.PRIORITY_HIGH, number, loop.quit)
     loop.run()
+    if problem:
+        raise problem[0]
 
 
 def _connect() -> Gio.DBusConnection:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdumpd.cli import output, status
-from kdumpd.errors import UsageError
+from kdumpd.cli import failure, output, status
+from kdumpd.errors import KdumpError, UsageError
 
 
 def follow(options: Namespace) -> int:
@@ -44,9 +44,11 @@ class _Printer:
 
     def gone(self) -> None:
         """The service is not there: once what the machine itself says, then silence until it comes."""
-        report = status.read_machine()
         print("kdumpctl: the service kdumpd does not run; waiting for it", file=sys.stderr, flush=True)
-        self._print(report)
+        try:
+            self._print(status.read_machine())
+        except KdumpError as error:  # who is not root waits without having seen anything
+            failure.report(error)
 
     def _print(self, report: status.Report) -> None:
         line = status.summary(report)

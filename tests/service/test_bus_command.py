@@ -70,6 +70,17 @@ def test_watch_follows_the_state(service: Service, machine: FakeMachine, watch: 
     assert all(json.loads(line) for line in facts.path.read_text().splitlines() if line.startswith("{"))
 
 
+def test_a_reader_that_leaves_ends_watch(service: Service) -> None:
+    process = _start(service.bus, "watch")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "armed" in process.stdout.readline()
+    process.stdout.close()
+    assert _start(service.bus, "unload").wait(20) == 0
+    assert process.wait(20) == 1
+    assert process.stderr.read() == ""
+
+
 def test_a_job_shows_how_far_it_is(service: Service, machine: FakeMachine) -> None:
     (machine.root / "slow").touch()
     main, other = pty.openpty()
