@@ -130,6 +130,7 @@ def _set(values: Sequence[str], options: Namespace) -> int:
     change = bootloader.plan_change(values, options.root)
     if change.edits and not options.dry_run:
         bootloader.apply_change(change, options.root)
+        _check(change, options.root)
     if options.json != "off":
         output.print_json(_facts(change, applied=not options.dry_run), options.json)
         return 0
@@ -144,6 +145,18 @@ def _set(values: Sequence[str], options: Namespace) -> int:
         print(f"{'would run' if options.dry_run else 'ran'}: {' '.join(command)}")
     print("Nothing was changed." if options.dry_run else f"From the next boot on: {words}")
     return 0
+
+
+def _check(change: bootloader.Change, root: Path) -> None:
+    """Whether the entries of the next boot have it now, where they can be read. Raises KdumpError."""
+    following = read_next_boot(root, read_cmdline(root))
+    wanted = crashkernel_words(" ".join(f"crashkernel={value}" for value in change.values))
+    others = [_words(value) for value in following.crashkernels if value != wanted]
+    if others:
+        raise KdumpError(
+            f"crashkernel={wanted} was set, but {' and '.join(following.files)} has entries with {', '.join(others)}",
+            hint="see: kdumpctl reservation show",
+        )
 
 
 def _facts(change: bootloader.Change, *, applied: bool) -> dict[str, Any]:

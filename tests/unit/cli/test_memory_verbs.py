@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 
 import pytest
 from ctl import kdumpctl
 from fake_machine import MIB, UUID, FakeMachine
+
+from kdumpd.cli import memory
+from kdumpd.errors import KdumpError
+from kdumpd.host import bootloader
 
 
 def test_estimate_adds_up(machine: FakeMachine) -> None:
@@ -82,3 +87,17 @@ def test_a_size_that_is_none(grub: FakeMachine) -> None:
     done = kdumpctl("reservation", "set", "lots", f"--root={grub.root}")
     assert done.returncode == 2
     assert "crashkernel=lots cannot be used" in done.stderr
+
+
+@pytest.mark.parametrize(("made", "reached"), [("256M", True), ("128M", False)])
+def test_success_is_what_the_entries_say(
+    grub: FakeMachine, made: str, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = f"linux /boot/vmlinuz root=UUID={UUID} ro crashkernel=128M crashkernel={made}\n"
+    monkeypatch.setattr(bootloader, "apply_change", lambda change, root: grub.write("boot/grub/grub.cfg", entry))
+    options = argparse.Namespace(root=grub.root, json="off", dry_run=False, action="set", size=["256M"])
+    if reached:
+        assert memory.reservation(options) == 0
+    else:
+        with pytest.raises(KdumpError, match=r"was set, but /boot/grub/grub.cfg has entries with crashkernel=128M"):
+            memory.reservation(options)
