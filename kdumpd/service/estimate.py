@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from kdumpd.host.cmdline import CPU_BYTES
+
 MIB = 1 << 20
 
 # The collector's own memory: its measured peak is 50 MiB, of which about half are pages of programs and libraries
@@ -37,6 +39,7 @@ class Need:
     packed_bytes: int
     unpacked_bytes: int
     bitmap_bytes: int
+    cpu_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -46,26 +49,34 @@ class Need:
     def terms(self) -> tuple[tuple[str, int], ...]:
         """What is added up, each with its name."""
         late = COLLECTOR_BYTES + self.bitmap_bytes
-        return (
+        terms = (
             ("the capture kernel", self.kernel_bytes),
             ("the unpacked image", self.unpacked_bytes),
             ("the packed image, then the collector", max(self.packed_bytes, late)),
             ("the rest of a booted kernel", BASE_BYTES),
         )
+        return (*terms, ("the processors of nr_cpus", self.cpu_bytes)) if self.cpu_bytes else terms
 
 
 def estimate(
-    *, kernel_bytes: int | None, packed_bytes: int | None, unpacked_bytes: int | None, memory_bytes: int
+    *,
+    kernel_bytes: int | None,
+    packed_bytes: int | None,
+    unpacked_bytes: int | None,
+    memory_bytes: int,
+    cpus: int = 1,
 ) -> Need:
     """The need of a kernel (`init_size` of its header) and an image; None for what is not known yet.
 
-    `memory_bytes` is the RAM of the machine.
+    `memory_bytes` is the RAM of the machine. `cpus` is what kdump.conf demands; what the service chooses by itself
+    takes only what is over, so it is no need.
     """
     return Need(
         kernel_bytes=kernel_bytes or TYPICAL_KERNEL_BYTES,
         packed_bytes=packed_bytes or TYPICAL_PACKED_BYTES,
         unpacked_bytes=unpacked_bytes or TYPICAL_UNPACKED_BYTES,
         bitmap_bytes=memory_bytes >> BITMAP_SHIFT,
+        cpu_bytes=(cpus - 1) * CPU_BYTES,
     )
 
 

@@ -54,6 +54,7 @@ def gather(
         kernel_bytes=_kernel_bytes(kernel, machine),
         packed_bytes=image.packed_bytes,
         unpacked_bytes=image.unpacked_bytes,
+        cpus=min(config.nr_cpus or 1, read_present_cpus(root)),
     )
     return Facts(
         machine=machine,

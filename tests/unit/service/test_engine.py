@@ -495,6 +495,16 @@ def test_a_changed_command_line_is_loaded_without_a_build(bench: Bench) -> None:
     assert len(bench.kernel.calls) == 2
 
 
+def test_processors_that_do_not_fit_are_said(bench: Bench) -> None:
+    bench.machine.write("sys/devices/system/cpu/present", "0-63\n")
+    bench.engine.check()
+    assert "nr_cpus=4" in bench.kernel.calls[-1][0]
+    bench.machine.config("nr_cpus 32\n")
+    bench.engine.check()
+    assert "nr_cpus=32" in bench.kernel.calls[-1][0]
+    assert (bench.rung, bench.codes()[0]) == ("reserved-too-small", "reservation-too-small")
+
+
 def test_a_loader_that_died_without_an_answer(bench: Bench) -> None:
     """Whether the kernel took the new pair is not known: nothing is claimed, and the next look loads again."""
     bench.engine.check()
