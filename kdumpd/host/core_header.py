@@ -21,8 +21,9 @@ _HEADER = re.compile(
     r"p_vaddr = 0x(?P<vaddr>[0-9a-f]+) p_filesz = 0x(?P<filesz>[0-9a-f]+) p_memsz = 0x(?P<memsz>[0-9a-f]+)",
     re.MULTILINE,
 )
-# What it complains of before it goes on with guesses.
+# What it complains of, whether it goes on then or not; and which of it makes addresses a guess.
 _COMPLAINT = re.compile(r"^(Can't|Can ?not) (get|find|read|open) .*$", re.MULTILINE)
+_GUESSED = re.compile(r"\b_s?text\b|page_offset|VA_BITS|phys_offset|/proc/kcore", re.IGNORECASE)
 _PT_LOAD, _PT_NOTE = 1, 4
 _KERNEL_HALF = 1 << 63
 _PAGE = 4096
@@ -65,6 +66,11 @@ def parse_headers(debug: str) -> tuple[ProgramHeader, ...]:
 def parse_complaints(debug: str) -> tuple[str, ...]:
     """The lines in which kexec-tools says that it could not find something out."""
     return tuple(found[0].strip() for found in _COMPLAINT.finditer(debug))
+
+
+def parse_guesses(debug: str) -> tuple[str, ...]:
+    """Those of its complaints after which the addresses in the header are guesses."""
+    return tuple(line for line in parse_complaints(debug) if _GUESSED.search(line))
 
 
 def header_problems(

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 from kdumpd.errors import LoadError, UnsupportedError
-from kdumpd.host.core_header import header_problems, parse_complaints, parse_headers
+from kdumpd.host.core_header import header_problems, parse_complaints, parse_guesses, parse_headers
 from kdumpd.host.files import read_text
 from kdumpd.host.kexec import read_loaded
 from kdumpd.host.kexec_checks import check_pair
@@ -100,8 +100,7 @@ class ToolLoader:
         if not ram:
             return "it cannot be compared with /proc/iomem, which shows no addresses to this process"
         problems = header_problems(parse_headers(said), ram, parse_iomem(iomem, "Crash kernel"))
-        complaints = parse_complaints(said)
-        return next(iter((*complaints, *problems)), None)
+        return next(iter((*parse_guesses(said), *problems)), None)
 
 
 def _errno(words: str) -> int | None:

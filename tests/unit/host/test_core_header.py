@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdumpd.host.core_header import ProgramHeader, header_problems, parse_complaints, parse_headers
+from kdumpd.host.core_header import ProgramHeader, header_problems, parse_complaints, parse_guesses, parse_headers
 from kdumpd.host.reservation import MemoryRange, parse_iomem
 
 # What kexec-tools 2.0.25 said on Debian's 6.1 with 1 GiB and crashkernel=256M, without the lines about relocations.
@@ -90,8 +90,10 @@ def test_no_headers_are_no_good_header() -> None:
 
 
 def test_complaints_of_kexec_are_heard() -> None:
-    said = GOOD + "Can't get the symbol of _text to calculate page_offset.\nelf_core: Cannot be a complaint\n"
-    assert parse_complaints(said) == ("Can't get the symbol of _text to calculate page_offset.",)
+    guess = "Can't get the symbol of _text to calculate page_offset."
+    said = f"{GOOD}{guess}\nelf_core: Cannot be a complaint\nCannot open /sys/firmware/nothing\n"
+    assert parse_complaints(said) == (guess, "Cannot open /sys/firmware/nothing")
+    assert parse_guesses(said) == (guess,)
 
 
 def test_hot_added_memory_is_listed_in_pieces() -> None:
