@@ -38,6 +38,7 @@ from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
 
 _UTS_SIZE = 6 * 65
+_UTS_NAME_AT = 4
 FAULT = "by a fault of kdumpd"
 
 
@@ -52,9 +53,12 @@ def open_memory(path: Path) -> CrashedMemory:
         from kdumpd.dumpfile.dumped import DumpedMemory
 
         return DumpedMemory(path)
-    if start and not start.startswith(b"\x7fELF"):
-        raise VmcoreError(f"{path} is neither an ELF core file nor a kdump-compressed dump")
-    return ElfCore(path)
+    try:
+        return ElfCore(path)  # which also knows a core by its notes
+    except VmcoreError as error:
+        if start and not start.startswith(b"\x7fELF"):
+            raise VmcoreError(f"{path} is neither an ELF core file nor a kdump-compressed dump") from error
+        raise
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -155,10 +159,16 @@ class Source:
     def utsname(self) -> Utsname:
         """init_uts_ns of the dead kernel; with only the release from VMCOREINFO where it cannot be read."""
         symbol = self.info.symbol("init_uts_ns")
+        offset = self.info.offset("uts_namespace.name")
+        # Exported since 5.11 (ca4a9241cc5e); a reference count stood before the name until 5.10.
+        places = (_UTS_NAME_AT, 0) if offset is None else (offset,)
         if self.tables is not None and symbol is not None:
             try:
-                at = symbol + (self.info.offset("uts_namespace.name") or 0)
-                return Utsname.from_bytes(self.tables.read(at, _UTS_SIZE))
+                for place in places:
+                    name = Utsname.from_bytes(self.tables.read(symbol + place, _UTS_SIZE))
+                    if name.sysname == "Linux":
+                        return name
+                self.notes.append("the name of the kernel is not where it should be: init_uts_ns is damaged")
             except VmcoreError as error:
                 self.notes.append(f"the name of the kernel cannot be read: {error}")
         return Utsname(release=self.info.release or "", machine=self.core.machine)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from kdumpd.dumpfile.stored import Stored
 from kdumpd.errors import DumpFormatError, VmcoreError
-from kdumpd.vmcore.elfcore import INCOMPLETE, PN_XNUM, ElfCore
+from kdumpd.vmcore.elf_headers import INCOMPLETE, PN_XNUM
+from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")

@@ -24,7 +24,7 @@ from kdumpd.dumpfile.ranks import count_bits
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, UnsupportedError
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.elfcore import INCOMPLETE, MACHINES, PN_XNUM
+from kdumpd.vmcore.elf_headers import INCOMPLETE, MACHINES, PN_XNUM
 from kdumpd.vmcore.memory import PAGE_SIZE, Segment
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ELF core file that /proc/vmcore is: headers, notes, and physical memory by page frame.
+"""The ELF core file that /proc/vmcore is: physical memory by page frame.
 
 Knows the file format (linux: fs/proc/vmcore.c, elf(5)), nothing of what the pages mean. All addresses here
 are physical. A pfn that no PT_LOAD holds cannot be read; nothing is invented for it.
@@ -13,7 +13,6 @@ import itertools
 import mmap
 import os
 import stat
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +20,8 @@ import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.elf_headers import INCOMPLETE, read_headers
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent, Segment
-
-EM_X86_64 = 62
-EM_AARCH64 = 183
-MACHINES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
-
-_ET_CORE = 4
-_PT_LOAD = 1
-_PT_NOTE = 4
-PN_XNUM = 0xFFFF
-_NO_PADDR = (1 << 64) - 1  # /proc/kcore has it for what is in no one physical place, such as vmalloc
-FLAGS_OFFSET = 48  # of e_flags, 4 bytes
-INCOMPLETE = 1  # a flag that makedumpfile leaves in e_flags
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-_MAX_PHNUM = 1 << 20
-_MAX_NOTES = 64 << 20
 
 # A damaged header must not cost bitmaps for memory that no machine has: a segment that ends above this, and above
 # 64 times of what the file holds (machines have holes between their memory), is not believed.
@@ -64,23 +48,25 @@ class ElfCore(CrashedMemory):
             if stat.S_ISDIR(os.fstat(self._fd).st_mode):
                 raise VmcoreError(f"{path} cannot be read: it is a directory")
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
-            self.machine, self.segments, self.notes_block = self._read_headers()
+            headers = read_headers(path, self.size, self._header_bytes)
         except OSError as error:
             os.close(self._fd)
             raise VmcoreError(f"{path} cannot be read: {os_reason(error)}") from error
         except BaseException:
             os.close(self._fd)
             raise
+        self.machine, self.segments, self.notes_block = headers.machine, headers.segments, headers.notes_block
         limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
         incomplete: tuple[str, ...] = ()
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
-        if self._flags & INCOMPLETE:
+        if headers.flags & INCOMPLETE:
             incomplete = (f"{path} is incomplete; pages that were lost are zero in it, or left out",)
-        self.doubts = incomplete + tuple(
+        unbelieved = (
             f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"
             for each in self.segments
             if each.paddr + each.filesz > limit
         )
+        self.doubts = (*incomplete, *headers.doubts, *unbelieved)
         self.extents = _extents(believed, self.size)
         self.holes = _holes(tuple(each for each in believed if each.paddr + each.memsz <= limit), self.extents)
         self._windows: dict[int, mmap.mmap] = {}
@@ -96,37 +82,6 @@ class ElfCore(CrashedMemory):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    # Headers
-
-    def _read_headers(self) -> tuple[str, tuple[Segment, ...], bytes]:
-        raw = self._header_bytes(_EHDR.size, 0)
-        if len(raw) < _EHDR.size or raw[:4] != b"\x7fELF":
-            raise VmcoreError(f"{self.path} is not an ELF file")
-        ident, kind, machine, _, _, phoff, shoff, self._flags, _, phentsize, phnum, _, _, _ = _EHDR.unpack(raw)
-        if ident[4:6] != b"\x02\x01" or kind != _ET_CORE:
-            raise VmcoreError(f"{self.path} is not a 64-bit little-endian core file")
-        if machine not in MACHINES:
-            raise VmcoreError(f"{self.path} is of machine {machine}, which this version cannot read")
-        if phentsize != _PHDR.size:
-            raise VmcoreError(f"{self.path} has program headers of {phentsize} bytes, not {_PHDR.size}")
-        if phnum == PN_XNUM and shoff:
-            # elf(5): the real count is in sh_info of section 0.
-            phnum = int.from_bytes(self._header_bytes(4, shoff + 44), "little")
-        if phnum > _MAX_PHNUM:
-            raise VmcoreError(f"{self.path} claims {phnum} program headers")
-        table = self._header_bytes(phnum * _PHDR.size, phoff)
-        segments: list[Segment] = []
-        notes = b""
-        for fields in _PHDR.iter_unpack(table[: len(table) // _PHDR.size * _PHDR.size]):
-            kind, _, offset, vaddr, paddr, filesz, memsz, _ = fields
-            if kind == _PT_LOAD and memsz and paddr != _NO_PADDR:
-                segments.append(Segment(vaddr=vaddr, paddr=paddr, offset=offset, filesz=filesz, memsz=memsz))
-            elif kind == _PT_NOTE:
-                notes += self._header_bytes(min(filesz, _MAX_NOTES), offset)
-        if not segments:
-            raise VmcoreError(f"{self.path} holds no memory")
-        return MACHINES[machine], tuple(segments), notes
 
     def _header_bytes(self, size: int, offset: int) -> bytes:
         """What the file holds there: offsets in headers may be anything."""

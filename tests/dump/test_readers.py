@@ -15,8 +15,6 @@ from lab.aptroot import run
 from lab.vmcore import Vmcore
 
 COMMANDS = ["sys", "bt", "foreach bt", "ps", "log", "mod", "kmem -i", "files"]
-# trixie's crash 8 loses its way in 7.x.
-CRASH_SUITE = {"7": "forky"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,12 @@ def vmlinux(core: Vmcore) -> Path:
 
 def session(core: Vmcore, dump: Path) -> str:
     """What crash prints for all commands in one go (opening a dump takes it many seconds)."""
-    shown = tools.crash(core.vmlinux, dump, COMMANDS, suite=CRASH_SUITE.get(core.kernel))
+    if core.kernel == "7":
+        # The newest crash, 9.0.2, finds no module in 7.2, not even in the raw vmcore; older ones do not open it.
+        commands = [command for command in COMMANDS if command != "mod"]
+        shown = tools.crash(core.vmlinux, dump, commands, "--no_modules", suite="forky")
+    else:
+        shown = tools.crash(core.vmlinux, dump, COMMANDS)
     return shown.replace(str(dump), "DUMP")
 
 

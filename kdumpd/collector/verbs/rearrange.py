@@ -15,7 +15,7 @@ from kdumpd.dumpfile.diskdump import SIGNATURE, STATUS_OFFSET, Status
 from kdumpd.dumpfile.flattened import HEADER_SIZE, check_header, stream_records
 from kdumpd.errors import DumpFormatError, TargetError, UsageError, os_reason
 from kdumpd.targets.files import OutputFile
-from kdumpd.vmcore.elfcore import FLAGS_OFFSET, INCOMPLETE
+from kdumpd.vmcore.elf_headers import FLAGS_OFFSET, INCOMPLETE
 
 _STDIN_FD = 0
 _STDIN = "standard input"

@@ -133,7 +133,7 @@ def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
         assert len(core.segments) == 1
 
 
-@pytest.mark.parametrize(
+DAMAGED = pytest.mark.parametrize(
     ("at", "value", "message"),
     [
         (0, b"\x7fELG", "not an ELF file"),
@@ -145,13 +145,39 @@ def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
         (32, b"\xff" * 7 + b"\x7f", "holds no memory"),
     ],
 )
+
+
+@DAMAGED
 def test_no_core_file(at: int, value: bytes, message: str, tmp_path: Path) -> None:
     path = FakeKernel(OLD).write(tmp_path / "core")
     raw = bytearray(path.read_bytes())
     raw[at : at + len(value)] = value
-    path.write_bytes(raw)
+    path.write_bytes(raw.replace(b"VMCOREINFO\0", b"VMCORE----\0", 1))
     with pytest.raises(VmcoreError, match=message):
         ElfCore(path)
+
+
+@DAMAGED
+def test_a_damaged_header_costs_no_memory(at: int, value: bytes, message: str, tmp_path: Path) -> None:
+    """A core is known by its VMCOREINFO note, too; that it was guessed is told."""
+    path = FakeKernel(OLD).write(tmp_path / "core", [(0, 100), (200, 4096)])
+    raw = bytearray(path.read_bytes())
+    raw[at : at + len(value)] = value
+    path.write_bytes(raw)
+    with ElfCore(path) as core:
+        assert (core.machine, len(core.segments)) == ("x86_64", 2)
+        assert message in core.doubts[0]
+        assert core.read(250 << 12, 4096) == raw[-(4096 - 250 << 12) :][:4096]
+
+
+def test_a_segment_whose_type_is_damaged_is_still_memory(tmp_path: Path) -> None:
+    path = FakeKernel(OLD).write(tmp_path / "core", [(0, 100), (200, 4096)])
+    raw = bytearray(path.read_bytes())
+    raw[64 + 56 + 3] = 0x77
+    path.write_bytes(raw)
+    with ElfCore(path) as core:
+        assert len(core.segments) == 2
+        assert "unknown type 0x77000001" in core.doubts[0]
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:

@@ -55,12 +55,19 @@ def read_with(reader: str, *arguments: str | Path, timeout: float = 120) -> Any:
     return json.loads(run(argv, timeout=timeout, env=env))
 
 
-def crash(vmlinux: Path, dump: Path, commands: list[str], *, suite: str | None = None, timeout: float = 180) -> str:
+def crash(
+    vmlinux: Path,
+    dump: Path,
+    commands: list[str],
+    *options: str,
+    suite: str | None = None,
+    timeout: float = 180,
+) -> str:
     """What crash(8) prints for `commands` on a dump. Raises AssertionError when it cannot open the dump."""
     with tempfile.NamedTemporaryFile("w", prefix="crash-commands-") as script:
         script.write("\n".join([*commands, "quit"]) + "\n")
         script.flush()
-        argv = [*program("crash", suite=suite), "-s", "-i", script.name, str(vmlinux), str(dump)]
+        argv = [*program("crash", suite=suite), "-s", *options, "-i", script.name, str(vmlinux), str(dump)]
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
