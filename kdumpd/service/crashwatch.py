@@ -41,6 +41,7 @@ class CrashWatch:
         self._stamp: tuple[Path, int, int] | None = None
         self._crashes: tuple[Crash, ...] = ()
         self.folder: Path | None = None  # where they were looked for, None while that is not known
+        self._told: set[str] = set()  # in this process, should the file not be writable
         self.missed = ""
 
     def read(self, config: Config) -> tuple[Crash, ...]:
@@ -72,7 +73,8 @@ class CrashWatch:
             # The first start here. What has no manifest was not left by us, or in a time that nobody remembers.
             names = {crash.name for crash in self._crashes if crash.manifest is None}
             keys = {record.key for record in panics}
-        fresh = [crash for crash in self._crashes if crash.name not in names]
+        fresh = [crash for crash in self._crashes if crash.name not in names | self._told]
+        self._told.update(crash.name for crash in fresh)
         self._ask(panics, frozenset(keys), bool(fresh))
         for crash in fresh:
             self._tell(crash)

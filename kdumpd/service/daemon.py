@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 from gi.repository import GLib
@@ -66,6 +67,7 @@ class Daemon:
         self._ahead = Ahead(self._places, ahead, self._journal)
         self._watcher = Watcher(lambda kind: self._engine.changed(kind), root=options.root)
         self._duty = CrashDuty(self._places, self._journal)
+        self._new_crashes: deque[Crash] = deque()
         self._engine = Engine(
             self._places,
             actor,
@@ -164,6 +166,7 @@ class Daemon:
             self._link = Link(self._manager, address=self._bus_address, on_closed=self._on_bus_closed)
             self._board.attach(self._link, self._jobs)
             self._bus_trouble = False
+            self._tell_crashes()
         except ServiceUnreachableError as error:
             if not self._bus_trouble:
                 self._bus_trouble = True
@@ -189,10 +192,18 @@ class Daemon:
             notify.status(line)
 
     def _on_crash(self, crash: Crash) -> None:
-        """A crash was found that was not there before. Called by the engine, in its thread."""
-        if self._manager is not None:
-            self._manager.add_crash(crash)
+        """A crash was found that was not there before. Called by the engine, in any thread."""
+        self._new_crashes.append(crash)
+        self._tell_crashes()
         self._duty.add(crash)
+
+    def _tell_crashes(self) -> None:
+        """Signals what was found, as soon as there is a bus: at the start of the service it is found before."""
+        while self._manager is not None and self._link is not None:
+            try:
+                self._manager.add_crash(self._new_crashes.popleft())
+            except IndexError:
+                return
 
     def _report(self, phase: str, progress: float) -> None:
         """What a build does now."""

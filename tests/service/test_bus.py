@@ -503,17 +503,32 @@ def test_a_kernel_that_came_gets_its_image_ahead(service: Service, machine: Fake
     assert (service.client.get("State"), machine.image_id()) == ("loaded", before)
 
 
-def test_a_crash_that_arrives_is_signalled(service: Service, machine: FakeMachine) -> None:
+def _heard(client: Client) -> tuple[list[tuple[str, str]], Callable[[], bool]]:
+    """What CrashAdded says from now on, and a function that lets it arrive."""
     heard: list[tuple[str, str]] = []
-    context = GLib.MainContext.default()
-    service.client.connection.signal_subscribe(
+    client.connection.signal_subscribe(
         None, INTERFACE, "CrashAdded", PATH, None, 0, lambda *words: heard.append(words[5].unpack())
     )
-    machine.crash("host-20260101T000000Z")
 
     def arrived() -> bool:
-        context.iteration(False)
+        GLib.MainContext.default().iteration(False)
         return bool(heard)
 
+    return heard, arrived
+
+
+def test_a_crash_that_arrives_is_signalled(service: Service, machine: FakeMachine) -> None:
+    heard, arrived = _heard(service.client)
+    machine.crash("host-20260101T000000Z")
+    wait(arrived, "CrashAdded", 20)
+    assert heard == [("host-20260101T000000Z", "complete")]
+
+
+def test_a_crash_that_is_found_at_the_start_is_signalled(service: Service, machine: FakeMachine) -> None:
+    service.stop()
+    machine.crash("host-20260101T000000Z")
+    listener = Client(service.bus.address)
+    heard, arrived = _heard(listener)
+    service.start()
     wait(arrived, "CrashAdded", 20)
     assert heard == [("host-20260101T000000Z", "complete")]

@@ -110,3 +110,15 @@ def test_a_folder_that_cannot_be_seen_proves_nothing(lived: Bench) -> None:
     lived.engine.check()
     assert said(lived) == 0
     assert "crash-without-dump" not in lived.codes()
+
+
+def test_a_full_disk_does_not_make_a_crash_new_again(lived: Bench) -> None:
+    seen = lived.machine.root / "var/lib/kdumpd/seen.json"
+    seen.unlink()
+    seen.mkdir()  # so that it can be neither read nor replaced
+    lived.machine.crash("host-20260101T000000Z")
+    lived.engine.check()
+    lived.machine.crash("host-20260102T000000Z")
+    lived.engine.check()
+    told = [line for line in lived.lines() if "was captured" in line]
+    assert [line.count("host-20260101") for line in told] == [1, 0]
