@@ -12,8 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
-
 from lab import image, reference, vmcore
 from lab.aptroot import CACHE
 from lab.qemu import Machine, overlay
