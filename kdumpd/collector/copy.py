@@ -22,14 +22,15 @@ import numpy.typing as npt
 from kdumpd.collector.order import batches
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.native import PageBuffer
-from kdumpd.dumpfile.packing import PackedPages, Packing
+from kdumpd.dumpfile.packing import GROUP, PackedPages, Packing
 from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import CrashedMemory
 
-# 512 KiB a batch: enough to hide the cost of each call, and it stays in the cache between reading and packing.
-BATCH_PAGES = 128
-# More threads would only wait for the interpreter; each costs 1 MiB.
+# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. More
+# threads share them, so that memory has one bound.
+_PAGES = 256
+# More threads would only wait for the interpreter.
 MAX_THREADS = 8
 
 Pfns = npt.NDArray[np.int64]
@@ -38,9 +39,9 @@ Pfns = npt.NDArray[np.int64]
 class _Batch:
     """Pages on their way, with room for what they are packed to."""
 
-    def __init__(self) -> None:
-        self.source = PageBuffer(BATCH_PAGES)
-        self.target = PageBuffer(BATCH_PAGES)
+    def __init__(self, pages: int) -> None:
+        self.source = PageBuffer(pages)
+        self.target = PageBuffer(pages)
         self.pfns: Pfns = np.zeros(0, dtype=np.int64)
         self.packed: PackedPages | None = None
         self.error: BaseException | None = None
@@ -84,8 +85,10 @@ class Copier:
         self._step = step
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        threads = min(threads, MAX_THREADS)
-        self._idle = [_Batch() for _ in range(threads + 2 if threads > 1 else 1)]
+        threads = max(1, min(threads, MAX_THREADS))
+        # Whole groups of packing.GROUP, so that what a page becomes does not depend on the number of threads.
+        self._pages = _PAGES // threads // GROUP * GROUP
+        self._idle = [_Batch(self._pages) for _ in range(threads + 2 if threads > 1 else 1)]
         self._packing = Packing(codec, level)
         if threads > 1:
             for number in range(threads):
@@ -113,7 +116,7 @@ class Copier:
         """
         under_way: collections.deque[_Batch] = collections.deque()
         try:
-            for pfns in batches(pieces, BATCH_PAGES):
+            for pfns in batches(pieces, self._pages):
                 if not self._idle:
                     self._write(under_way.popleft())
                 batch = self._idle.pop()

@@ -113,7 +113,6 @@ def write_plan(
             writer.checkpoint()
         raise
     finally:
-        writer.close()
         outcome.size_bytes = writer.size
         outcome.pages["written"] = writer.written
     if plan.shortage is not None:

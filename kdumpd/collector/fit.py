@@ -42,13 +42,17 @@ def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
     *others, last = options.levels
     for level in others:
         found = source.classify(level)
-        need = _estimate(source, options, found.kept, found.kept_count)
-        if room is None or need * _SPARE <= room:
+        if room is None:
+            return Plan(level=level, found=found, kept=found.kept, shortage=None)
+        need = _estimate(source, options, found.kept, found.kept_count, room)
+        if need * _SPARE <= room:
             return Plan(level=level, found=found, kept=found.kept, shortage=None)
         _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
     found = source.classify(last)
-    need = _estimate(source, options, found.kept, found.kept_count)
-    if room is None or need * _LAST_CHANCE <= room:
+    if room is None:
+        return Plan(level=last, found=found, kept=found.kept, shortage=None)
+    need = _estimate(source, options, found.kept, found.kept_count, room)
+    if need * _LAST_CHANCE <= room:
         if others:
             source.steps.append(Step(f"level-{last}", f"it needs about {size_text(need)}"))
         return Plan(level=last, found=found, kept=found.kept, shortage=None)
@@ -67,7 +71,7 @@ def _reduced(source: Source, options: DumpOptions, level: int, found: Classifica
     np.bitwise_and(found.kept, np.invert(critical, out=critical), out=critical)
     np.bitwise_or(np.bitwise_and(found.kept, found.slab, out=kept), critical, out=kept)
     name, saved = "critical-and-slab", "what an analyst needs first and slab were saved"
-    need = _estimate(source, options, kept, count_bits(kept))
+    need = _estimate(source, options, kept, count_bits(kept), room)
     if need * _SPARE > room:
         _tell(source, "not-critical-and-slab", room, need, "what an analyst needs first, with slab,")
         name, saved, kept = "critical", "what an analyst needs first was saved", critical
@@ -82,11 +86,11 @@ def _tell(source: Source, step: str, room: int, need: int, what: str) -> None:
     )
 
 
-def _estimate(source: Source, options: DumpOptions, kept: npt.NDArray[np.uint8], count: int) -> int:
-    """Bytes that a dump of the `count` pages of `kept` will take."""
+def _estimate(source: Source, options: DumpOptions, kept: npt.NDArray[np.uint8], count: int, room: int) -> int:
+    """Bytes that a dump of the `count` pages of `kept` will take: a sample is packed where it could be too much."""
     sub_blocks, bitmap_blocks = layout(max_mapnr=source.core.max_pfn, note_size=len(source.core.notes_block))
     head = (1 + sub_blocks + bitmap_blocks) * BLOCK_SIZE + SUB_HEADER_SIZE + count * DESCRIPTOR.size
-    if not count:
-        return head
+    if not count or (head + count * PAGE_SIZE) * _SPARE <= room:
+        return head + count * PAGE_SIZE
     sample = SampledPages(source.core, kept).packed(options.codec, options.compression_level)
     return head + int(count * min(sample.bytes_per_page, PAGE_SIZE))

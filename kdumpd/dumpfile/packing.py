@@ -85,26 +85,30 @@ class Packing:
             return PackedPages(whole, sizes.astype(np.uint32), np.zeros(count, dtype=np.uint32))
 
         # The first page of each group tells whether it is worth trying the others.
-        is_probe = np.diff(filled // GROUP, prepend=-1) != 0
+        groups = filled // GROUP
+        is_probe = np.ones(len(filled), dtype=np.bool_)
+        np.not_equal(groups[1:], groups[:-1], out=is_probe[1:])
         probes, others = filled[is_probe], filled[~is_probe]
-        sizes[probes] = compressor.pack(source, target, ints(probes))
-        dense = np.zeros(-(-count // GROUP), dtype=np.bool_)
-        dense[probes // GROUP] = ~_shrunk(sizes[probes])
-        doubtful = dense[others // GROUP]
-        if doubtful.any():
+        tried = np.array(compressor.pack(source, target, ints(probes)), dtype=np.uint64)
+        sizes[probes] = tried
+        resisting = ~_shrunk(tried)
+        if resisting.any():
+            dense = np.zeros(-(-count // GROUP), dtype=np.bool_)
+            dense[probes // GROUP] = resisting
+            doubtful = dense[others // GROUP]
             suspects = others[doubtful]
-            tried = suspects[~look_random(source.pages[suspects])]
-            others = np.concatenate((others[~doubtful], tried))
+            likely = suspects[~look_random(source.pages[suspects])]
+            others = np.concatenate((others[~doubtful], likely))
         sizes[others] = compressor.pack(source, target, ints(others))
 
         shrunk = _shrunk(sizes)
-        sizes[filled[~shrunk[filled]]] = BLOCK_SIZE
+        final = np.where(shrunk, sizes, np.uint64(0)).astype(np.uint32)
+        final[filled[~shrunk[filled]]] = BLOCK_SIZE
         parts = [
             (target if size < BLOCK_SIZE else source).view[at : at + size]
-            for at, size in zip(ints(filled * BLOCK_SIZE), ints(sizes[filled]), strict=True)
+            for at, size in zip(ints(filled * BLOCK_SIZE), ints(final[filled]), strict=True)
         ]
-        flags = np.where(shrunk, np.uint32(self._codec), np.uint32(Codec.RAW))
-        return PackedPages(parts, sizes.astype(np.uint32), flags)
+        return PackedPages(parts, final, shrunk * np.uint32(self._codec))
 
 
 def _shrunk(sizes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -34,6 +34,7 @@ class Ranks:
     def __init__(self, size: int, fetch: Callable[[int, int], Bytes]) -> None:
         self._size = size
         self._fetch = fetch
+        self._remembered: tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.int64]] | None = None
         self._before = np.zeros(-(-size // _BLOCK) + 1, dtype=np.int64)
         for at in range(0, size, _STEP):
             bits = fetch(at, min(_STEP, size - at))
@@ -66,15 +67,25 @@ class Ranks:
         ranks[pfns >= self._size * 8] = self.count
         inside = slice(*(int(each) for each in np.searchsorted(pfns, (0, self._size * 8))))
         blocks = pfns[inside] // _PAGES
-        starts = np.flatnonzero(np.diff(blocks, prepend=-1)) + inside.start
-        for first, last in itertools.pairwise([*starts.tolist(), inside.stop]):
+        starts = np.flatnonzero(blocks[1:] != blocks[:-1]) + inside.start + 1
+        bounds = [inside.start, *ints(starts), inside.stop] if len(blocks) else []
+        for first, last in itertools.pairwise(bounds):
             block = int(pfns[first]) // _PAGES
-            at = block * _BLOCK
-            bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
+            bits, below = self._block(block)
             here = pfns[first:last] - block * _PAGES
             there[first:last] = bits[here]
-            ranks[first:last] = np.cumsum(bits, dtype=np.int64)[here] - bits[here] + self._before[block]
+            ranks[first:last] = below[here]
         return ranks, there
+
+    def _block(self, block: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """The bits of one block, and how many set bits of the bitmap lie below each. The last one is remembered:
+        pages come in batches that are smaller than a block."""
+        if self._remembered is None or self._remembered[0] != block:
+            at = block * _BLOCK
+            bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
+            below = np.cumsum(bits, dtype=np.int64) - bits + self._before[block]
+            self._remembered = block, bits.astype(np.bool_), below
+        return self._remembered[1:]
 
     def of(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Ranks of ascending `pfns`. Raises DumpFormatError when one of them is not in the bitmap."""

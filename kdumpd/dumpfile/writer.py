@@ -8,11 +8,12 @@ and libkdumpfile, a page that was lost, and all others can be read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.sink import Sink
-from kdumpd.errors import DumpFormatError, NoSpaceError
+from kdumpd.errors import DumpFormatError, KdumpError, NoSpaceError
 from kdumpd.vmcore.arrays import ints
 
 # After so many bytes of page data, or so many descriptors, the data is made durable and the descriptors follow. What
@@ -59,6 +60,32 @@ class Origin:
     notes: bytes
     vmcoreinfo_at: int
     vmcoreinfo_size: int
+
+
+class _Sync:
+    """A sync that runs in a thread of its own."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._sink.sync()
+        except BaseException as error:  # raised again where it is waited for
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> None:
+        """Waits for its end. Raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 class DiskdumpWriter:
@@ -121,9 +148,8 @@ class DiskdumpWriter:
         self._fresh: list[tuple[npt.NDArray[np.int64], _Table]] = []
         self._fresh_pages = 0
         self._fresh_from = self._end
-        self._syncing: Future[None] | None = None
+        self._syncing: _Sync | None = None
         self._synced: list[tuple[npt.NDArray[np.int64], _Table]] = []
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
 
         # The descriptors come last but must fit: with them a dump that ran out of room can still be read.
         sink.reserve(self._data_start)
@@ -205,7 +231,7 @@ class DiskdumpWriter:
         self.written += len(table)
         self._fresh.append((ranks, table))
         self._fresh_pages += len(table)
-        if self._syncing is not None and self._syncing.done():
+        if self._syncing is not None and self._syncing.done:
             self._await_sync()
         if self._fresh_pages >= _CHECKPOINT_PAGES or self._end - self._fresh_from >= _CHECKPOINT_BYTES:
             self._await_sync()
@@ -216,7 +242,7 @@ class DiskdumpWriter:
         self._synced, self._fresh = self._fresh, []
         self._fresh_pages = 0
         self._fresh_from = self._end
-        self._syncing = self._pool.submit(self._sink.sync)
+        self._syncing = _Sync(self._sink)
 
     def _await_sync(self) -> None:
         """Writes the descriptors whose data is durable."""
@@ -254,8 +280,9 @@ class DiskdumpWriter:
         self._await_sync()
 
     def close(self) -> None:
-        """Ends the thread that syncs."""
-        self._pool.shutdown()
+        """Waits for the sync that is under way; how it ended does not matter any more."""
+        with contextlib.suppress(KdumpError):
+            self._await_sync()
 
     def finish(self, *, complete: bool = True) -> tuple[Region, ...]:
         """Declares the dump complete, once all of it is on stable storage; or leaves it at INCOMPLETE, if these pages

@@ -11,7 +11,6 @@ import errno
 import mmap
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +113,8 @@ class OutputFile:
 
     def scratch(self, size: int) -> mmap.mmap | None:
         """Room for `size` bytes in the folder of the file, under no name; None where there is none."""
+        import tempfile  # not on the way of the machines whose bitmaps fit
+
         try:
             folder = os.path.dirname(os.readlink(f"/proc/self/fd/{self._fd}"))
             with tempfile.TemporaryFile(dir=folder) as file:

@@ -87,7 +87,6 @@ def write(
                 stream.end()
         else:
             writer.checkpoint()
-        writer.close()
     return directory.path / "dump", regions
 
 
