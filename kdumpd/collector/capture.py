@@ -18,7 +18,7 @@ from pathlib import Path
 import kdumpd
 from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
 from kdumpd.collector.options import DumpOptions, with_usable_codec
-from kdumpd.collector.progress import Progress
+from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
 from kdumpd.config.model import CaptureConfig
 from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, FileRecord, Manifest, Result
@@ -220,14 +220,6 @@ class _Run:
             steps=tuple(source.steps) if source is not None else (),
             notes=tuple(dict.fromkeys(self._notes)),
         )
-
-
-def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
-    """The most memory this process ever held, in bytes (VmHWM of proc(5))."""
-    for line in status.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def image_id(path: Path) -> str | None:

@@ -29,7 +29,7 @@ from kdumpd.vmcore.memory import CrashedMemory
 
 # Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. More
 # threads share them, so that memory has one bound.
-_PAGES = 256
+BATCH_PAGES = 256
 # More threads would only wait for the interpreter.
 MAX_THREADS = 8
 
@@ -87,7 +87,7 @@ class Copier:
         self._threads: list[threading.Thread] = []
         threads = max(1, min(threads, MAX_THREADS))
         # Whole groups of packing.GROUP, so that what a page becomes does not depend on the number of threads.
-        self._pages = _PAGES // threads // GROUP * GROUP
+        self._pages = BATCH_PAGES // threads // GROUP * GROUP
         self._idle = [_Batch(self._pages) for _ in range(threads + 2 if threads > 1 else 1)]
         self._packing = Packing(codec, level)
         if threads > 1:

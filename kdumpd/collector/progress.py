@@ -91,6 +91,14 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     return None
 
 
+def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
+    """The most memory this process ever held, in bytes (VmHWM of proc(5))."""
+    for line in status.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def size_text(size: int) -> str:
     """Bytes for a person: 28.7M."""
     value = float(size)

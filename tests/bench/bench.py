@@ -55,8 +55,7 @@ class Bench:
         same = self._same_pages(mine, best, case)
         for each in everybody:
             ratios = [f"{each.median(what) / best.median(what):.2f}" for what in ("wall", "cpu")]
-            # Of a program that needs less than its parent before it began, the kernel tells the parent's.
-            peak = f"{each.median('peak') / (1 << 20):.0f}" if "kdumpd" in each.name else ""
+            peak = f"{each.median('peak') / (1 << 20):.0f}" if each.median("peak") else ""
             self.lines.append(
                 f"| {self.name} | {case.codec} | {case.level} | {case.cpus} | {each.name} | "
                 f"{each.median('wall'):.2f} | {each.median('cpu'):.2f} | {ratios[0]} | {ratios[1]} | {peak} | "

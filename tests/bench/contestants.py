@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -35,7 +36,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run: seconds of the clock and of cpus, and the most memory in bytes."""
+    """One run: seconds of the clock and of cpus, and the most memory in bytes, 0 where it is not told."""
 
     wall: float
     cpu: float
@@ -55,15 +56,17 @@ class Contestant:
         out.unlink(missing_ok=True)
         argv = ["taskset", "-c", ",".join(map(str, range(cpus))), *self.words(out)]
         began = time.monotonic()
-        child = subprocess.Popen(argv, cwd=TOP, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert child.stderr is not None
-        errors = child.stderr.read()
+        child = subprocess.Popen(argv, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert child.stdout is not None
+        said = child.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.monotonic() - began
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            raise SystemExit(f"{' '.join(argv)}: exit {child.returncode}\n{errors.decode(errors='replace')}")
-        self.runs.append(Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, peak=usage.ru_maxrss * 1024))
+            raise SystemExit(f"{' '.join(argv)}: exit {child.returncode}\n{said}")
+        # ru_maxrss would not do: it begins with what the parent of a process needs.
+        peak = json.loads(said)["peak_rss_bytes"] if said.startswith("{") else 0
+        self.runs.append(Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, peak=peak))
 
     def median(self, what: str) -> float:
         """Of all its runs."""
@@ -98,7 +101,7 @@ def kdumpd(case: Case, name: str, *more: str) -> Contestant:
         str(case.cpus),
         *more,
     ]
-    return Contestant(name, lambda out: [*words, "--message-level", "0", str(case.core), str(out)])
+    return Contestant(name, lambda out: [*words, "--message-level", "0", "--json", str(case.core), str(out)])
 
 
 def bare_loop(case: Case, scratch: Path, offsets: Path) -> Contestant:

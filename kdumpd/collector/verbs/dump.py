@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
 from kdumpd.collector.options import DumpOptions
-from kdumpd.collector.progress import Progress, size_text
+from kdumpd.collector.progress import Progress, peak_rss, size_text
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs import stats
 from kdumpd.collector.verbs.console import Console
@@ -115,6 +115,7 @@ def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[s
         "size_bytes": outcome.size_bytes,
         "pages": outcome.pages,
         "timings_sec": outcome.timings_sec,
+        "peak_rss_bytes": peak_rss(),
         "steps": [dataclasses.asdict(step) for step in source.steps],
         "notes": list(dict.fromkeys((*source.notes, *outcome.notes))),
     }

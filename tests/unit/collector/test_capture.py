@@ -15,8 +15,8 @@ import pytest
 from fake_kernel import OLD, PAGES, FakeKernel
 
 from kdumpd.collector import capture as capturing
-from kdumpd.collector.capture import Places, capture, crash_name, image_id, peak_rss
-from kdumpd.collector.progress import Progress
+from kdumpd.collector.capture import Places, capture, crash_name, image_id
+from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
 from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
 from kdumpd.dumpfile.manifest import Manifest, Result

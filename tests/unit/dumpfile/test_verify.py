@@ -59,7 +59,7 @@ def test_a_dump_of_other_memory_is_noticed(saved: tuple[Path, Outcome], core: Pa
     with ElfCore(core) as memory:
         with pytest.raises(DumpFormatError, match=f"pfn {pfn:#x}, is not what .*core holds"):
             verify(path, memory=memory)
-        assert verify(path, memory=memory, unreadable={pfn}) > 64
+        assert verify(path, memory=memory, unreadable={pfn}) >= 64
     assert outcome.unreadable == frozenset()
 
 
