@@ -58,6 +58,7 @@ class Bus:
             ["dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", f"--config-file={config}"],
             stderr=subprocess.DEVNULL,
         )
+        self.pid = self._process.pid
         wait(path.exists, "the bus")
 
     def stop(self) -> None:
