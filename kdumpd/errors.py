@@ -86,6 +86,12 @@ class CancelledError(KdumpError):
     dbus_name = _BUS + "Cancelled"
 
 
+class LimitError(KdumpError):
+    """The caller asks for too much at once."""
+
+    dbus_name = _BUS + "Limit"
+
+
 class DeniedError(KdumpError):
     """The caller may not do this."""
 

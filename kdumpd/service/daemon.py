@@ -28,6 +28,7 @@ from kdumpd.service.ahead import Ahead
 from kdumpd.service.builder import ImageBuilder
 from kdumpd.service.crashduty import CrashDuty
 from kdumpd.service.dbus.adapter import Link
+from kdumpd.service.dbus.crash import CrashBoard
 from kdumpd.service.dbus.job import JobBoard
 from kdumpd.service.dbus.manager import Manager
 from kdumpd.service.engine import Engine
@@ -66,6 +67,7 @@ class Daemon:
         ahead = builder or ImageBuilder(self._places, lambda phase, progress: None, units=units)
         self._ahead = Ahead(self._places, ahead, self._journal)
         self._watcher = Watcher(lambda kind: self._engine.changed(kind), root=options.root)
+        self._crash_board = CrashBoard()
         self._duty = CrashDuty(self._places, self._journal)
         self._new_crashes: deque[Crash] = deque()
         self._engine = Engine(
@@ -75,6 +77,7 @@ class Daemon:
             self._show,
             on_changes=self._ahead.changed,
             watch=self._watcher.update,
+            on_crashes=self._crash_board.show,
             on_crash=self._on_crash,
         )
         self._silent = read_silent(options.root)
@@ -163,8 +166,11 @@ class Daemon:
         """Gets onto the bus if it can be had; says so once when it cannot."""
         assert self._manager is not None
         try:
-            self._link = Link(self._manager, address=self._bus_address, on_closed=self._on_bus_closed)
+            self._link = Link(
+                self._manager, self._manager.tree, address=self._bus_address, on_closed=self._on_bus_closed
+            )
             self._board.attach(self._link, self._jobs)
+            self._crash_board.attach(self._link)
             self._bus_trouble = False
             self._tell_crashes()
         except ServiceUnreachableError as error:
@@ -175,6 +181,7 @@ class Daemon:
     def _on_bus_closed(self) -> None:
         if self._link is not None:
             self._board.attach(None, self._jobs)
+            self._crash_board.attach(None)
             self._link.close()
             self._link = None
 

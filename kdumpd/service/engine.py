@@ -77,6 +77,7 @@ class Engine:
         *,
         on_changes: Callable[[AbstractSet[str]], None] = lambda kinds: None,
         watch: Callable[[tuple[Rule, ...]], None] | None = None,
+        on_crashes: Callable[[tuple[Crash, ...]], None] = lambda crashes: None,
         on_crash: Callable[[Crash], None] = lambda crash: None,
     ) -> None:
         """`publish` gets each status, `on_changes` the kinds of changes, `watch` after each look what to watch."""
@@ -86,6 +87,7 @@ class Engine:
         self._publish_to = publish
         self._on_changes = on_changes
         self._watch = watch
+        self._on_crashes = on_crashes
         self._images = ImageReader(places)
         self._crash_watch = CrashWatch(places, journal, on_crash)
         self._turn_lock = threading.Lock()
@@ -331,6 +333,7 @@ class Engine:
     def _gather(self) -> Facts:
         config: Config = read_config(self._places.root)
         crashes = self._crash_watch.look(config)
+        self._on_crashes(crashes)
         facts = gather(
             self._places, config, self._images, crashes, failure=self._failure, missed=self._crash_watch.missed
         )

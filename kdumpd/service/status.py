@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from kdumpd.service.model import Facts, Reason, State
+from kdumpd.service.model import Facts, LastCapture, Reason, State
 from kdumpd.service.state import decide
+
+_NESTED = frozenset({"state", "triggers", "last_capture"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Sizes in bytes, times in microseconds of CLOCK_REALTIME, 0 and "" where there is nothing to say."""
+    """Sizes in bytes, times in microseconds of CLOCK_REALTIME, 0 and "" where there is nothing to say.
+
+    `panic_timeout` is kernel.panic in seconds. `hotplug` names what the kernel itself keeps right in a loaded image.
+    """
 
     state: State
     release: str
@@ -23,16 +28,26 @@ class Status:
     image_id: str
     activity: str
     last_error: str
+    crashkernel: str
+    next_crashkernels: tuple[str, ...]
+    triggers: tuple[tuple[str, bool], ...]
+    panic_timeout: int
+    lockdown: str
+    secure_boot: bool
+    hotplug: tuple[str, ...]
+    last_capture: LastCapture | None
 
     def to_dict(self) -> dict[str, object]:
         """Flat and plain, for --json."""
         fields: dict[str, object] = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "state"
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _NESTED
         }
         return {
             "state": self.state.rung.value,
             "armed": self.state.rung.armed,
             **fields,
+            "triggers": dict(self.triggers),
+            "last_capture": None if self.last_capture is None else dataclasses.asdict(self.last_capture),
             "reasons": [_reason(reason) for reason in self.state.reasons],
         }
 
@@ -43,6 +58,7 @@ def _reason(reason: Reason) -> dict[str, str]:
 
 def make_status(facts: Facts, *, activity: str = "") -> Status:
     """`decide` and the figures of `facts`."""
+    around = facts.around
     return Status(
         state=decide(facts),
         release=facts.machine.release,
@@ -54,4 +70,16 @@ def make_status(facts: Facts, *, activity: str = "") -> Status:
         image_id=facts.image.image_id or "",
         activity=activity,
         last_error=facts.failure.sentence if facts.failure is not None else "",
+        crashkernel=facts.crashkernel,
+        next_crashkernels=around.next_boot.crashkernels,
+        triggers=around.triggers.panics,
+        panic_timeout=around.triggers.reboot_seconds or 0,
+        lockdown=facts.security.lockdown or "",
+        secure_boot=bool(facts.security.secure_boot),
+        hotplug=tuple(
+            name
+            for name, handled in (("cpu", around.topology.cpus_handled), ("memory", around.topology.memory_handled))
+            if handled
+        ),
+        last_capture=around.last_capture,
     )

@@ -9,8 +9,12 @@ from typing import Any
 
 from gi.repository import GLib
 
-from kdumpd.service.dbus.adapter import Link, job_path, root_only, signal
-from kdumpd.service.dbus.manager import introspection_xml
+from kdumpd.service.dbus.adapter import Link, job_path, signal
+from kdumpd.service.dbus.calls import needs
+from kdumpd.service.dbus.polkit import Privilege
+from kdumpd.service.dbus.text import clean
+from kdumpd.service.dbus.tree import Interfaces
+from kdumpd.service.dbus.xml import introspection_xml
 from kdumpd.service.jobs import Job, JobQueue
 
 INTERFACE = "org.kdumpd.Kdump1.Job"
@@ -44,7 +48,16 @@ class JobObject:
             if "State" in changed and self._job.view.state.over:
                 self.Completed(*(self._shown[name] for name in ("State", "ErrorName", "ErrorMessage")))
 
-    @root_only
+    def managed(self) -> Interfaces:
+        """For the ObjectManager."""
+        return {
+            INTERFACE: {
+                name: GLib.Variant("d" if isinstance(value, float) else "s", value)
+                for name, value in _properties(self._job).items()
+            }
+        }
+
+    @needs(Privilege.MANAGE)
     def Cancel(self) -> None:
         """See the XML."""
         self._job.cancel()
@@ -104,4 +117,4 @@ def _properties(job: Job) -> dict[str, Any]:
 
 def _message(sentence: str, hint: str | None) -> str:
     text = sentence if hint is None else f"{sentence}\n{hint}"
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return clean(text)

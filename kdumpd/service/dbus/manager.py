@@ -9,22 +9,25 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from pathlib import Path
 from typing import Any, Protocol
 
 from gi.repository import GLib
 
 import kdumpd
 from kdumpd.crashes.index import Crash
-from kdumpd.errors import UnsupportedError
-from kdumpd.service.dbus.adapter import job_path, root_only, signal
+from kdumpd.service.dbus.adapter import job_path, signal
+from kdumpd.service.dbus.calls import needs
+from kdumpd.service.dbus.crash import describe
+from kdumpd.service.dbus.polkit import Privilege
+from kdumpd.service.dbus.text import clean
+from kdumpd.service.dbus.tree import Interfaces, Tree
+from kdumpd.service.dbus.xml import introspection_xml
 from kdumpd.service.jobs import Job
-from kdumpd.service.model import Reason
+from kdumpd.service.model import LastCapture, Reason
 from kdumpd.service.status import Status
 
 INTERFACE = "org.kdumpd.Kdump1.Manager"
 Outcome = concurrent.futures.Future[None]  # the adapter answers the call when it is done
-_FILES = {INTERFACE: "org.kdumpd.Kdump1.xml"}
 
 
 class Actions(Protocol):
@@ -44,24 +47,13 @@ class Jobs(Protocol):
         """A job of that kind. Raises UsageError or BusyError."""
 
 
-def introspection_xml(interface: str) -> str:
-    """The XML of an interface: beside the package in a checkout, else where it was installed."""
-    name = _FILES.get(interface, f"{interface}.xml")
-    places = (
-        Path(__file__).parents[3] / "units" / name,
-        Path("/usr/share/dbus-1/interfaces") / name,
-    )
-    for place in places:
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    raise UnsupportedError(f"{places[1]} is missing", hint="install the package kdumpd again")
-
-
 class Manager:
     """See the XML. Properties answer from the last published status, so they never block."""
 
     PropertiesChanged = signal()
     CrashAdded = signal()
+    InterfacesAdded = signal()
+    InterfacesRemoved = signal()
 
     def __init__(self, actions: Actions, jobs: Jobs, status: Status) -> None:
         type(self).dbus = introspection_xml(INTERFACE)
@@ -69,6 +61,10 @@ class Manager:
         self._jobs = jobs
         self._status = status
         self._lock = threading.Lock()
+        self.tree = Tree(
+            lambda path, interfaces: self.InterfacesAdded(path, interfaces),
+            lambda path, names: self.InterfacesRemoved(path, names),
+        )
 
     dbus: str = ""
 
@@ -88,7 +84,7 @@ class Manager:
     def add_crash(self, crash: Crash) -> None:
         """Tells the bus of a crash that was found. Any thread may call it."""
         with contextlib.suppress(GLib.Error):  # whoever comes later finds it with ListCrashes
-            self.CrashAdded(_text(crash.name), crash.standing.value)
+            self.CrashAdded(clean(crash.name), crash.standing.value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -98,40 +94,44 @@ class Manager:
         except KeyError:
             raise AttributeError(name) from None
 
-    @root_only
+    def GetManagedObjects(self) -> dict[str, Interfaces]:
+        """See org.freedesktop.DBus.ObjectManager."""
+        return self.tree.listed()
+
+    @needs(Privilege.MANAGE)
     def Load(self) -> Outcome:
         """See the XML."""
         return self._jobs.start("load").outcome
 
-    @root_only
+    @needs(Privilege.MANAGE)
     def Unload(self) -> Outcome:
         """See the XML."""
         return self._jobs.start("unload").outcome
 
-    @root_only
+    @needs(Privilege.MANAGE)
     def Reload(self) -> Outcome:
         """See the XML."""
         return self._jobs.start("reload").outcome
 
-    @root_only
+    @needs(Privilege.MANAGE)
     def Rebuild(self) -> Outcome:
         """See the XML."""
         return self._jobs.start("rebuild").outcome
 
-    @root_only
+    @needs(Privilege.MANAGE)
     def StartJob(self, kind: str) -> str:
         """See the XML."""
         return job_path(self._jobs.start(kind).number)
 
-    @root_only
+    @needs(Privilege.MANAGE)
     def KernelsChanged(self) -> None:
         """See the XML."""
         self._actions.changed("hook")
 
-    @root_only
+    @needs(Privilege.READ_DUMPS)
     def ListCrashes(self) -> list[dict[str, GLib.Variant]]:
         """See the XML."""
-        return [_crash(crash) for crash in self._actions.crashes()]
+        return [describe(crash) for crash in self._actions.crashes()]
 
 
 def _properties(status: Status) -> dict[str, Any]:
@@ -150,38 +150,35 @@ def _properties(status: Status) -> dict[str, Any]:
         "ImageId": status.image_id,
         "Activity": status.activity,
         "LastError": status.last_error,
+        "Crashkernel": status.crashkernel,
+        "NextCrashkernels": list(status.next_crashkernels),
+        "Triggers": dict(status.triggers),
+        "PanicTimeout": status.panic_timeout,
+        "Lockdown": status.lockdown,
+        "SecureBoot": status.secure_boot,
+        "Hotplug": list(status.hotplug),
+        "LastCapture": status.last_capture,
     }
 
 
 def _packed(name: str, value: Any) -> Any:
-    return [_reason(reason) for reason in value] if name == "Reasons" else value
+    """As the signature in the XML wants it."""
+    if name == "Reasons":
+        return [_reason(reason) for reason in value]
+    if name == "LastCapture":
+        return {} if value is None else _capture(value)
+    return value
+
+
+def _capture(capture: LastCapture) -> dict[str, GLib.Variant]:
+    numbers = {"time_usec": capture.time_usec, "dump_bytes": capture.dump_bytes}
+    packed = {name: GLib.Variant("t", value) for name, value in numbers.items() if value is not None}
+    return {"result": GLib.Variant("s", capture.result), **packed}
 
 
 def _reason(reason: Reason) -> dict[str, GLib.Variant]:
     return {
         "code": GLib.Variant("s", reason.code.value),
-        "sentence": GLib.Variant("s", _text(reason.sentence)),
-        "cure": GLib.Variant("s", _text(reason.cure)),
+        "sentence": GLib.Variant("s", clean(reason.sentence)),
+        "cure": GLib.Variant("s", clean(reason.cure)),
     }
-
-
-def _crash(crash: Crash) -> dict[str, GLib.Variant]:
-    manifest = crash.manifest
-    texts: dict[str, str | None] = {
-        "name": crash.name,
-        "path": str(crash.path),
-        "result": crash.standing.value,
-        "problem": crash.problem,
-        "kernel": None if manifest is None else manifest.kernel,
-        "panic": None if manifest is None else manifest.panic,
-        "image_id": None if manifest is None else manifest.image_id,
-    }
-    numbers = {"time_usec": crash.time_usec, "took_usec": crash.took_usec, "dump_bytes": crash.dump_bytes}
-    packed = {name: GLib.Variant("s", _text(value)) for name, value in texts.items() if value is not None}
-    packed.update({name: GLib.Variant("t", value) for name, value in numbers.items() if value is not None})
-    return packed
-
-
-def _text(text: str) -> str:
-    """What D-Bus takes for a string: no NUL, no lone surrogates (file names that are no UTF-8 have them)."""
-    return str(text).replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
