@@ -65,7 +65,7 @@ class LoadError(KdumpError):
 
 
 class LoadLostError(LoadError):
-    """The loader ended without an answer: nobody knows what the kernel holds now."""
+    """A load ended in a way that leaves unknown what the kernel holds now."""
 
 
 class BuildError(KdumpError):

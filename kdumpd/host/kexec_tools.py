@@ -13,7 +13,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from kdumpd.errors import LoadError, UnsupportedError
+from kdumpd.errors import LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.core_header import header_problems, parse_complaints, parse_guesses, parse_headers
 from kdumpd.host.files import read_text
 from kdumpd.host.kexec import read_loaded
@@ -62,10 +62,10 @@ class ToolLoader:
         if problem is not None:
             # Worse than nothing: it would be called armed, and no dump would come.
             self._call([self._program, "-p", "-u"], ())
-            raise LoadError(
-                f"kexec-tools made a core header that no capture kernel can read: {problem}",
-                hint="use a kernel with kexec_file_load, or a newer kexec-tools",
-            )
+            sentence = f"kexec-tools made a core header that no capture kernel can read: {problem}"
+            if read_loaded(self._root):
+                raise LoadLostError(f"{sentence}; and it could not be unloaded", hint="kexec -p -u")
+            raise LoadError(sentence, hint="use a kernel with kexec_file_load, or a newer kexec-tools")
 
     def _run(self, opened: OpenPair, program: str) -> str:
         pair = opened.pair
@@ -89,8 +89,10 @@ class ToolLoader:
                 words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_SECONDS,
                 check=False, pass_fds=fds, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
             )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             raise LoadError(f"kexec cannot be run: {error}", hint="apt install --reinstall kexec-tools") from error
+        except subprocess.TimeoutExpired as error:
+            raise LoadLostError(f"kexec was ended after {_SECONDS} s", hint="journalctl -k") from error
 
     def _problem(self, said: str) -> str | None:
         if self._arch in _NO_CORE_HEADER:

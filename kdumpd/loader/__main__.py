@@ -7,7 +7,6 @@ systemd starts it for each connection (kdumpd-load.socket); where there is no sy
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import socket
 import struct
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from kdumpd.errors import KdumpError, LoadError
 from kdumpd.host.kexec import FileLoader, KexecLoader
+from kdumpd.host.kexec_pair import OpenPair
 from kdumpd.host.kexec_tools import ToolLoader
 from kdumpd.host.machine import read_machine
 from kdumpd.loader.protocol import closing, receive_request, send_answer
@@ -24,8 +24,8 @@ from kdumpd.loader.protocol import closing, receive_request, send_answer
 _REQUEST_SECONDS = 30.0
 
 
-class _Unloader(Protocol):
-    def unload(self) -> None: ...
+class _Loads(Protocol):
+    def load(self, opened: OpenPair) -> None: ...
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,34 +38,38 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     arch = read_machine(options.root).arch
     file_loader = FileLoader(arch, root=options.root)
-    loader = ToolLoader(arch, root=options.root) if options.tool else file_loader
+    loader: _Loads = ToolLoader(arch, root=options.root) if options.tool else file_loader
     return serve(socket.socket(fileno=os.dup(0)), loader, file_loader)
 
 
-def serve(connection: socket.socket, loader: ToolLoader | KexecLoader, unloader: _Unloader) -> int:
-    """Answers one request on `connection`."""
+def serve(connection: socket.socket, loader: _Loads, unloader: KexecLoader) -> int:
+    """Answers one request on `connection`.
+
+    A fault ends the process without an answer: what the kernel holds then is not known, and so silence is taken.
+    """
     with connection:
+        answer = _carry_out(connection, loader, unloader)
         try:
-            _require_root(connection)
-            connection.settimeout(_REQUEST_SECONDS)
-            opened = receive_request(connection)
-            with closing(opened):
-                if opened is None:
-                    unloader.unload()
-                else:
-                    loader.load(opened)
-            send_answer(connection, None)
-        except KdumpError as error:
-            send_answer(connection, error)
+            send_answer(connection, answer)
         except OSError as error:
             print(f"<3>kdumpd.loader: the service went away: {error}", file=sys.stderr)
             return 1
-        except Exception as error:
-            # The edge of the process: the service has to hear that this went wrong.
-            logging.getLogger(__name__).exception("A load failed inside the loader")
-            send_answer(connection, LoadError(f"A fault in the loader: {type(error).__name__}", hint="journalctl -e"))
-            return 1
     return 0
+
+
+def _carry_out(connection: socket.socket, loader: _Loads, unloader: KexecLoader) -> KdumpError | None:
+    try:
+        _require_root(connection)
+        connection.settimeout(_REQUEST_SECONDS)
+        opened = receive_request(connection)
+        with closing(opened):
+            if opened is None:
+                unloader.unload()
+            else:
+                loader.load(opened)
+    except KdumpError as error:
+        return error
+    return None
 
 
 def _require_root(connection: socket.socket) -> None:

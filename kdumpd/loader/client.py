@@ -22,6 +22,7 @@ from kdumpd.loader.protocol import receive_answer, send_request
 
 FILE, TOOL = "load", "load-tool"
 _ANSWER_SECONDS = 400.0  # kexec-tools is given 300
+_END_SECONDS = 10.0
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -108,6 +109,9 @@ class ProcessLoader:
                 yield ours
             finally:
                 ours.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_END_SECONDS)
+                child.kill()
                 child.wait()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdumpd.config.model import KexecSyscall
-from kdumpd.errors import KdumpError, LoadError, UnsupportedError
+from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair
 
 LARGEST_BYTES = 64 << 10
@@ -65,7 +65,8 @@ def send_answer(connection: socket.socket, error: KdumpError | None) -> None:
     """How it went. Raises OSError."""
     answer: dict[str, Any] = {"done": error is None}
     if error is not None:
-        kind = "unsupported" if isinstance(error, UnsupportedError) else "load"
+        kinds = {UnsupportedError: "unsupported", LoadLostError: "lost"}
+        kind = next((word for cls, word in kinds.items() if isinstance(error, cls)), "load")
         code = error.errno if isinstance(error, LoadError) else None
         answer.update(kind=kind, sentence=error.sentence, hint=error.hint, errno=code)
     connection.sendall(json.dumps(answer).encode())
@@ -80,6 +81,8 @@ def receive_answer(connection: socket.socket) -> KdumpError | None:
     hint = hint if isinstance(hint, str) else None
     if answer["kind"] == "unsupported":
         return UnsupportedError(sentence, hint=hint)
+    if answer["kind"] == "lost":
+        return LoadLostError(sentence, hint=hint)
     return LoadError(sentence, hint=hint, errno=code if isinstance(code, int) else None)
 
 

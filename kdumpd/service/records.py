@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdumpd.config.model import KexecSyscall
 from kdumpd.service.model import Held, LoadedRecord
 
 LOADED_NAME = "loaded.json"
@@ -54,6 +55,8 @@ def parse_loaded(raw: dict[str, Any] | None) -> LoadedRecord | None:
     values: dict[str, Any] = {field.name: raw.get(field.name) for field in fields}
     texts = [value for name, value in values.items() if name != "loaded_usec"]
     if not all(isinstance(value, str) for value in texts) or not isinstance(values["loaded_usec"], int):
+        return None
+    if values.get("syscall", KexecSyscall.AUTO) not in list(KexecSyscall):
         return None
     return LoadedRecord(**values)
 

@@ -10,7 +10,7 @@ import pytest
 from fake_machine import bzimage
 from test_core_header import GOOD, IOMEM
 
-from kdumpd.errors import LoadError, UnsupportedError
+from kdumpd.errors import LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.kexec_tools import ToolLoader
 
@@ -91,6 +91,14 @@ def test_a_core_header_that_no_capture_kernel_can_read_is_taken_out_again(tool: 
         tool.load()
     assert not tool.loaded
     assert (tool.root / "calls").read_text().splitlines()[-1] == "-p -u"
+
+
+def test_one_that_cannot_be_taken_out_again_leaves_the_unknown(tool: Tool) -> None:
+    tool.says(GOOD.replace("p_memsz = 0x2830000", "p_memsz = 0x1"))
+    text = (tool.root / "kexec").read_text()
+    tool.write("kexec", text.replace("*-u*) echo 0 > sys/kernel/kexec_crash_loaded; exit 0", "*-u*) exit 1"))
+    with pytest.raises(LoadLostError, match="could not be unloaded"):
+        tool.load()
 
 
 def test_a_header_that_cannot_be_compared_is_not_called_good(tool: Tool) -> None:

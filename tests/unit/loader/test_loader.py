@@ -85,7 +85,7 @@ def test_the_descriptors_are_those_that_were_opened(machine: FakeMachine) -> Non
 
 
 @pytest.mark.parametrize(
-    "error", [None, LoadError("no", hint="do", errno=12), UnsupportedError("never"), LoadError("a\nb")]
+    "error", [None, LoadError("no", hint="do", errno=12), UnsupportedError("never"), LoadLostError("who knows")]
 )
 def test_answers(error: KdumpError | None) -> None:
     ours, theirs = _sockets()
@@ -147,6 +147,20 @@ def test_the_server_refuses_what_is_not_roots_alone(
     assert isinstance(answer, LoadError)
     assert words in answer.sentence
     assert kernel.calls == []
+
+
+def test_a_fault_in_the_loader_is_no_answer(machine: FakeMachine) -> None:
+    class Broken:
+        def load(self, opened: OpenPair) -> None:
+            raise ZeroDivisionError
+
+    ours, theirs = _sockets()
+    with ours, open_pair(_pair(machine)) as opened:
+        send_request(ours, opened)
+        with pytest.raises(ZeroDivisionError):
+            serve(theirs, Broken(), FakeKernel(machine).loader())
+        with pytest.raises(ValueError, match="Expecting value"):
+            receive_answer(ours)
 
 
 def test_what_cannot_fit_is_refused_before_the_old_one_is_dropped(machine: FakeMachine) -> None:

@@ -505,6 +505,15 @@ def test_processors_that_do_not_fit_are_said(bench: Bench) -> None:
     assert (bench.rung, bench.codes()[0]) == ("reserved-too-small", "reservation-too-small")
 
 
+def test_a_record_with_nonsense_in_it_claims_nothing(bench: Bench) -> None:
+    bench.engine.check()
+    path = bench.machine.root / "run/kdumpd/loaded.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "syscall": "kexec_magic"}))
+    bench.restart()
+    bench.engine.check()
+    assert "loaded-by-other" in bench.codes()
+
+
 def test_a_loader_that_died_without_an_answer(bench: Bench) -> None:
     """Whether the kernel took the new pair is not known: nothing is claimed, and the next look loads again."""
     bench.engine.check()
