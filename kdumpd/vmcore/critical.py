@@ -76,13 +76,10 @@ def _structures(kernel: Kernel) -> Iterator[Step]:
     files = Files(kernel)
     running = list(tasks.running)
 
-    def unwind_running() -> None:
-        code = unwind.code_on(kernel, tasks.live_stacks(running) + cpus.stacks())
-        unwind.keep_orc(kernel, code)
-        unwind.keep_code(kernel, code)
-
-    def unwind_all() -> None:
-        code = unwind.after_calls(kernel, unwind.code_on(kernel, tasks.live_stacks(tasks.every())))
+    def unwinding(stacks: list[tuple[int, int]], *, only_calls: bool) -> None:
+        code = unwind.code_on(kernel, stacks)
+        if only_calls:
+            code = unwind.after_calls(kernel, code)
         unwind.keep_orc(kernel, code)
         unwind.keep_code(kernel, code)
 
@@ -96,16 +93,15 @@ def _structures(kernel: Kernel) -> Iterator[Step]:
         ("running tasks' stacks", lambda: tasks.keep_stacks(running)),
         ("interrupt stacks", cpus.keep_stacks),
         ("tasks", lambda: tasks.keep_structs(tasks.every())),
-        ("pids", tasks.keep_pids),
         ("memory descriptors", lambda: tasks.keep_memory_descriptors(tasks.every())),
-        ("running tasks' unwinding", unwind_running),
+        ("running tasks' unwinding", lambda: unwinding(tasks.live_stacks(running) + cpus.stacks(), only_calls=False)),
         ("stacks", lambda: tasks.keep_stacks(tasks.every())),
         ("running tasks' files", lambda: files.keep(running)),
         ("running tasks' context", lambda: tasks.keep_context(running)),
-        ("unwinding", unwind_all),
-        ("memory blocks", lambda: system.keep_memory_blocks(kernel)),
-        ("initialised data", lambda: system.keep_data_section(kernel)),
+        ("unwinding", lambda: unwinding(tasks.live_stacks(tasks.every()), only_calls=True)),
         ("modules", lambda: modules.keep_modules(kernel)),
+        ("initialised data", lambda: system.keep_data_section(kernel)),
+        ("memory blocks", lambda: system.keep_memory_blocks(kernel)),
         ("slab caches", lambda: system.keep_slab_caches(kernel)),
         ("per-cpu areas", lambda: cpus.keep_areas(small=True)),
         ("context", lambda: tasks.keep_context(tasks.every())),

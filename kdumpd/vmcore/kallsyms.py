@@ -74,9 +74,7 @@ class Kallsyms:
         """`known` are addresses of symbols from elsewhere: they tell how this kernel codes its addresses."""
         self._memory = memory
         self._where = where
-        self.count = int.from_bytes(memory.read(where.num_syms, 4), "little")
-        if not 0 < self.count <= MAX_SYMBOLS:
-            raise VmcoreError(f"kallsyms claims {self.count} symbols")
+        self.count = _count(memory, where)
         self._tokens = _tokens(memory, where)
         self._token_sizes = np.array([len(token) for token in self._tokens], dtype=np.int64)
         self._token_sums = np.array([_digits(token) for token in self._tokens], dtype=np.uint64)
@@ -86,11 +84,6 @@ class Kallsyms:
         self._addresses = self._decoded({name: place for name, place in index.items() if name in known}, known)
         # Of a name that occurs twice, the one at the lower address.
         self.symbols: dict[str, int] = {name: int(self._addresses[place]) for name, place in index.items()}
-
-    def starts(self) -> npt.NDArray[np.uint64]:
-        """Where functions and objects begin: all addresses of the kernel's half, ascending, without repetitions."""
-        held: npt.NDArray[np.uint64] = np.unique(self._addresses[self._addresses >= np.uint64(_KERNEL_HALF)])
-        return held
 
     # Names
 
@@ -167,29 +160,49 @@ class Kallsyms:
             self._up, self._down = np.multiply.accumulate(powers, axis=1)
         return self._up, self._down
 
-    # Addresses
-
     def _decoded(self, index: Mapping[str, int], known: Mapping[str, int]) -> npt.NDArray[np.uint64]:
         """The address of each symbol, in the one way of coding that gives the known symbols their addresses."""
-        raw = np.frombuffer(self._memory.read(self._where.offsets, self.count * 4), dtype="<i4").astype(np.int64)
         if not index:
             raise VmcoreError("kallsyms holds none of the symbols that VMCOREINFO names")
-        for coded in self._codings(raw):
+        for coded in _codings(self._memory, self._where, self.count):
             if all(int(coded[place]) == known[name] for name, place in index.items()):
                 return coded
         raise VmcoreError("kallsyms contradicts VMCOREINFO on where the symbols are")
 
-    def _codings(self, raw: npt.NDArray[np.int64]) -> Iterable[npt.NDArray[np.uint64]]:
-        if self._where.relative_base is not None:
-            base = int.from_bytes(self._memory.read(self._where.relative_base, 8), "little")
-            # Per-cpu symbols are absolute, others count down from the base, where CONFIG_KALLSYMS_ABSOLUTE_PERCPU
-            # says so (x86_64 until 6.15); the sign tells which.
-            down = np.uint64(base) - np.uint64(1) - raw.view(np.uint64)
-            yield np.where(raw >= 0, raw.view(np.uint64), down)
-            yield np.uint64(base) + (raw & 0xFFFFFFFF).view(np.uint64)
-        # From 7.1 on each entry counts from its own place.
-        places = np.uint64(self._where.offsets) + np.arange(len(raw), dtype=np.uint64) * np.uint64(4)
-        yield places + raw.view(np.uint64)
+
+def starts(memory: Memory, where: Tables, known: Iterable[int]) -> npt.NDArray[np.uint64]:
+    """Where functions and objects begin, ascending, without looking at a name. Raises VmcoreError.
+
+    `known` are addresses that have to be among them.
+    """
+    wanted = np.array(list(known), dtype=np.uint64)
+    for coded in _codings(memory, where, _count(memory, where)):
+        if len(wanted) and np.isin(wanted, coded).all():
+            held: npt.NDArray[np.uint64] = np.unique(coded[coded >= np.uint64(_KERNEL_HALF)])
+            return held
+    raise VmcoreError("kallsyms contradicts VMCOREINFO on where the symbols are")
+
+
+def _count(memory: Memory, where: Tables) -> int:
+    count = int.from_bytes(memory.read(where.num_syms, 4), "little")
+    if not 0 < count <= MAX_SYMBOLS:
+        raise VmcoreError(f"kallsyms claims {count} symbols")
+    return count
+
+
+def _codings(memory: Memory, where: Tables, count: int) -> Iterable[npt.NDArray[np.uint64]]:
+    """The addresses of all symbols, in each of the ways in which kernels have coded them."""
+    raw = np.frombuffer(memory.read(where.offsets, count * 4), dtype="<i4").astype(np.int64)
+    if where.relative_base is not None:
+        base = int.from_bytes(memory.read(where.relative_base, 8), "little")
+        # Per-cpu symbols are absolute, others count down from the base, where CONFIG_KALLSYMS_ABSOLUTE_PERCPU says
+        # so (x86_64 until 6.15); the sign tells which.
+        down = np.uint64(base) - np.uint64(1) - raw.view(np.uint64)
+        yield np.where(raw >= 0, raw.view(np.uint64), down)
+        yield np.uint64(base) + (raw & 0xFFFFFFFF).view(np.uint64)
+    # From 7.1 on each entry counts from its own place.
+    places = np.uint64(where.offsets) + np.arange(len(raw), dtype=np.uint64) * np.uint64(4)
+    yield places + raw.view(np.uint64)
 
 
 def _tokens(memory: Memory, where: Tables) -> list[bytes]:

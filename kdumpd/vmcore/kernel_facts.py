@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.analyst.wanted import ENUMERATORS, MEMBERS, SIZES, SYMBOLS
 from kdumpd.vmcore.btf import MAX_BLOB, Btf
-from kdumpd.vmcore.kallsyms import Kallsyms, Memory, Tables
+from kdumpd.vmcore.kallsyms import Kallsyms, Memory, Tables, starts
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 STORED = Path("/etc/kdumpd/kernel.json")
@@ -26,8 +29,8 @@ _KERNEL_HALF = 1 << 63
 _WORD = (1 << 64) - 1
 _MAX_STORED = 1 << 20
 _SEARCHED = 64 << 20  # of the kernel image, for its symbol table
-# By these the coding of kallsyms is found out; VMCOREINFO names more, but some are no symbols of that name.
-_CALIBRATION = ("_stext", "init_uts_ns", "swapper_pg_dir", "prb", "node_online_map")
+# By these the coding of kallsyms is found out. VMCOREINFO names more, but some of them are no symbols.
+_CALIBRATION = ("_stext", "init_uts_ns")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +132,7 @@ def stored_facts(path: Path, info: Vmcoreinfo) -> KernelFacts | None:
 
 def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
     """The facts that the dead kernel's own tables give. Raises VmcoreError when they cannot be found or read."""
-    known = {name: value for name in _CALIBRATION if (value := info.symbol(name)) is not None}
-    symbols = Kallsyms(memory, _tables(memory, info), known, SYMBOLS).symbols
+    symbols = Kallsyms(memory, _tables(memory, info), _known(info), SYMBOLS).symbols
     begin, end = symbols.get("__start_BTF", 0), symbols.get("__stop_BTF", 0)
     if not 0 < end - begin <= MAX_BLOB:
         raise VmcoreError("the dead kernel carries no type information (BTF)")
@@ -141,6 +143,15 @@ def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
         symbols=symbols,
         source="the dead kernel's memory",
     )
+
+
+def function_starts(memory: Memory, info: Vmcoreinfo) -> npt.NDArray[np.uint64]:
+    """Where the kernel's functions begin, ascending. Raises VmcoreError where no symbol table can be read."""
+    return starts(memory, _tables(memory, info), _known(info).values())
+
+
+def _known(info: Vmcoreinfo) -> dict[str, int]:
+    return {name: value for name in _CALIBRATION if (value := info.symbol(name)) is not None}
 
 
 def _tables(memory: Memory, info: Vmcoreinfo) -> Tables:

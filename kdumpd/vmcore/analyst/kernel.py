@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.trace import Trace
-from kdumpd.vmcore.kernel_facts import KernelFacts
+from kdumpd.vmcore.kernel_facts import KernelFacts, function_starts
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
@@ -25,6 +29,7 @@ class Kernel:
         """`tables` read the same memory without a trace."""
         self.trace = trace
         self._tables = tables
+        self._info = info
         self.facts = facts
         self._stext = info.symbol("_stext")
 
@@ -59,6 +64,14 @@ class Kernel:
         if value is None or not 0 < value <= _MAX_STRUCT:
             raise VmcoreError(f"the size of {name} is not known")
         return value
+
+    @functools.cached_property
+    def function_starts(self) -> npt.NDArray[np.uint64]:
+        """Where functions begin, ascending; empty where the kernel has no symbol table that can be read."""
+        try:
+            return function_starts(self._tables, self._info)
+        except VmcoreError:
+            return np.empty(0, dtype=np.uint64)
 
     def peek(self, address: int, size: int) -> bytes:
         """Bytes that no tool reads: they leave no trace. Raises VmcoreError."""

@@ -11,6 +11,7 @@ from kdumpd.vmcore.analyst.cpus import Cpus
 from kdumpd.vmcore.analyst.kernel import Kernel
 
 _MAX_TASKS = 1 << 16
+_MAX_TASK_SIZE = 1 << 15
 _MAX_STACK = 1 << 17
 _DEFAULT_STACK = 1 << 14
 _MAX_XARRAY_NODES = 1 << 13
@@ -29,12 +30,30 @@ class Tasks:
         self._cpus = cpus
         self.running = tuple(dict.fromkeys(cpus.current_tasks()))
         self._all: list[int] | None = None
+        self._pids: list[int] | None = None
 
     def every(self) -> list[int]:
-        """The running tasks first, then processes and their threads in the order of the kernel's lists."""
+        """The running tasks first, then processes and their threads in the order of the kernel's lists.
+
+        Tasks are looked for by their pids as well: one broken list must not hide them all.
+        """
         if self._all is None:
-            self._all = list(dict.fromkeys((*self.running, *self._cpus.idle_tasks(), *self._listed())))
+            found = list(dict.fromkeys((*self.running, *self._cpus.idle_tasks(), *self._by_pid(), *self._listed())))
+            self._all = found[:_MAX_TASKS]
         return self._all
+
+    def _by_pid(self) -> Iterator[int]:
+        kernel = self._kernel
+        if not (kernel.has("pid.tasks") and kernel.has("task_struct.pid_links")):
+            return
+        for pid in self.pids():
+            try:
+                # The first list of struct pid is that of the one task whose pid it is.
+                link = kernel.pointer(pid, "pid.tasks")
+            except VmcoreError:
+                continue
+            if link >> 63:
+                yield link - kernel.offset("task_struct.pid_links")
 
     def _listed(self) -> Iterator[int]:
         kernel = self._kernel
@@ -57,9 +76,15 @@ class Tasks:
     # What a tool reads of them
 
     def keep_structs(self, tasks: list[int]) -> None:
-        """struct task_struct, in whole."""
+        """struct task_struct, in whole: with the room for registers that this machine's cpus need at its end."""
+        kernel = self._kernel
+        size = kernel.size("task_struct")
+        # x86 since 4.2 (5aaeb5c01c5b); crash reads as much.
+        needed = kernel.symbol("arch_task_struct_size")
+        if needed is not None:
+            size = max(size, min(kernel.u32(needed), _MAX_TASK_SIZE))
         for task in tasks:
-            self._kernel.struct(task, "task_struct")
+            kernel.trace.keep(task, size)
 
     def keep_stacks(self, tasks: list[int]) -> None:
         """The kernel stacks."""
@@ -93,13 +118,24 @@ class Tasks:
         except VmcoreError:
             return 0
 
-    def keep_pids(self) -> None:
-        """The tree of struct pid in which crash looks for tasks: init_pid_ns.idr, an xarray."""
+    def pids(self) -> list[int]:
+        """struct pid of all tasks; the tree in which crash looks for them is init_pid_ns.idr, an xarray."""
+        if self._pids is None:
+            self._pids = []
+            try:
+                self._pids.extend(self._walk_pids())
+            except VmcoreError:
+                return self._pids
+        return self._pids
+
+    def _walk_pids(self) -> Iterator[int]:
         kernel = self._kernel
         space = kernel.need("init_pid_ns")
         kernel.struct(space, "pid_namespace")
         nodes = [kernel.u64(space + kernel.offset("pid_namespace.idr.idr_rt.xa_head"))]
-        slots_at, pid_size = kernel.offset("xa_node.slots"), kernel.size("pid")
+        slots_at = kernel.offset("xa_node.slots")
+        # Struct pid ends in one entry for each namespace; the room for one more costs nothing.
+        pid_size = kernel.size("pid") + 16
         seen: set[int] = set()
         while nodes and len(seen) < _MAX_XARRAY_NODES:
             entry = nodes.pop()
@@ -113,9 +149,9 @@ class Tasks:
                 except VmcoreError:
                     continue
                 nodes.extend(slot for (slot,) in _POINTER.iter_unpack(slots) if slot)
-            elif entry & 3 == 0 and entry:
-                # The hash lists of struct pid follow its fixed part; the room for one more namespace costs nothing.
-                kernel.trace.keep(entry, pid_size + 16)
+            elif entry & 3 == 0 and entry >> 63:
+                kernel.trace.keep(entry, pid_size)
+                yield entry
 
     def keep_memory_descriptors(self, tasks: list[int]) -> None:
         """struct mm_struct with the per-cpu counters from which ps adds up a process's memory."""

@@ -13,13 +13,17 @@ import numpy.typing as npt
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.kernel import Kernel
 from kdumpd.vmcore.analyst.wanted import DISASSEMBLED, FUNCTIONS
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE
+from kdumpd.vmcore.memory import PAGE_SIZE
 
 Words = npt.NDArray[np.uint64]
 _BLOCK_SHIFT = 8
 _ORC_ENTRY = 6
+# How far before an address its function is looked for: where that is not known, and where it is.
 _FUNCTION = 1024
-_DISASSEMBLY = 8192
+_MAX_FUNCTION = 16384
+# Where crash has no unwind tables it lets gdb print as many instructions as there are bytes up to the address.
+_READ_AHEAD = 5
+_DISASSEMBLY = 20480
 _LINE = 64
 
 
@@ -89,7 +93,12 @@ def keep_orc(kernel: Kernel, code: Words) -> None:
 
 
 def keep_code(kernel: Kernel, code: Words) -> None:
-    """The text around `code`: a disassembler starts where the function does, which is seldom further away than this."""
-    starts = np.maximum(code, np.uint64(_FUNCTION)) - np.uint64(_FUNCTION)
-    for page in np.unique(np.concatenate((starts, code + np.uint64(_LINE))) >> np.uint64(PAGE_SHIFT)).tolist():
-        kernel.trace.keep(page << PAGE_SHIFT, PAGE_SIZE)
+    """The text of the functions around `code`, from where each begins: there a disassembler has to start."""
+    begins = kernel.function_starts
+    if len(begins):
+        starts = begins[np.maximum(np.searchsorted(begins, code, side="right"), 1) - 1]
+        starts = np.maximum(np.minimum(starts, code), code - np.minimum(code, np.uint64(_MAX_FUNCTION)))
+    else:
+        starts = code - np.minimum(code, np.uint64(_FUNCTION))
+    for start, address in zip(starts.tolist(), code.tolist(), strict=True):
+        kernel.trace.keep(start, (address - start) * _READ_AHEAD + _LINE)

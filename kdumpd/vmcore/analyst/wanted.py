@@ -30,6 +30,7 @@ MEMBERS = (
     "task_struct.tasks", "task_struct.thread_node", "task_struct.signal", "task_struct.sighand", "task_struct.stack",
     "task_struct.comm", "task_struct.pid", "task_struct.mm", "task_struct.active_mm", "task_struct.files",
     "task_struct.fs", "task_struct.cred", "task_struct.real_cred", "task_struct.nsproxy", "task_struct.thread_pid",
+    "task_struct.pid_links",
     "task_struct.thread.sp", "task_struct.thread.cpu_context.sp", "signal_struct.thread_head",
     "pid_namespace.idr.idr_rt.xa_head", "xa_node.shift", "xa_node.slots", "pid.tasks", "rq.curr", "rq.idle",
     # memory and files of a task
