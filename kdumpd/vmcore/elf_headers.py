@@ -37,6 +37,10 @@ _MAX_NOTES = 64 << 20
 # VMCOREINFO lines that only one architecture has.
 _MACHINE_MARKS = {b"NUMBER(phys_base)=": "x86_64", b"NUMBER(kimage_voffset)=": "aarch64"}
 
+_INFO_NAME = "VMCOREINFO"
+_NHDR_SIZE = 12
+_NOTES_WITHIN = 1 << 20
+
 Read = Callable[[int, int], bytes]
 
 
@@ -93,9 +97,7 @@ def _follow(table: bytes, size: int, read: Read) -> tuple[tuple[Segment, ...], b
             notes += read(min(filesz, _MAX_NOTES), offset)
             continue
         if kind != _PT_LOAD:
-            # A type that nobody defined, of a range of whole pages that are in the file: a PT_LOAD that was damaged.
-            in_file = filesz == memsz and PAGE_SIZE <= filesz <= size - offset and offset % PAGE_SIZE == 0
-            if kind < _PT_KNOWN or not in_file:
+            if not _was_load(fields, size):
                 continue
             doubts.append(f"a program header of unknown type {kind:#x} is taken for memory at physical {paddr:#x}")
         if memsz and paddr != _NO_PADDR:
@@ -103,17 +105,30 @@ def _follow(table: bytes, size: int, read: Read) -> tuple[tuple[Segment, ...], b
     return tuple(segments), notes, tuple(doubts)
 
 
+def _was_load(fields: tuple[int, ...], size: int) -> bool:
+    """Whether a type that nobody defined, of whole pages that are in the file, is a PT_LOAD that was damaged."""
+    kind, _, offset, _, _, filesz, memsz, _ = fields
+    return kind >= _PT_KNOWN and filesz == memsz and PAGE_SIZE <= filesz <= size - offset and offset % PAGE_SIZE == 0
+
+
 def _salvaged(complaint: str, flags: int, machine: str | None, size: int, read: Read) -> Headers:
     """The headers of a core whose ELF header is damaged: program headers follow it, as the kernel and QEMU write
-    them. Raises VmcoreError with the complaint when they do not lead to memory and to a VMCOREINFO note."""
+    them. Raises VmcoreError with the complaint when there is no memory behind them, or no VMCOREINFO note."""
     table = b""
     while len(table) < _MAX_PHNUM * _PHDR.size:
         entry = read(_PHDR.size, _EHDR.size + len(table))
-        if len(entry) < _PHDR.size or int.from_bytes(entry[:4], "little") not in (_PT_LOAD, _PT_NOTE):
+        if len(entry) < _PHDR.size:
+            break
+        fields = _PHDR.unpack(entry)
+        # The notes come first: another type there is damage.
+        if table and fields[0] not in (_PT_LOAD, _PT_NOTE) and not _was_load(fields, size):
             break
         table += entry
     segments, notes, doubts = _follow(table, size, read)
-    info = next((note for note in parse_notes(notes) if note.name == "VMCOREINFO"), None)
+    info = next((note for note in parse_notes(notes) if note.name == _INFO_NAME), None)
+    if info is None:
+        notes = _searched_note(read)
+        info = next((note for note in parse_notes(notes) if note.name == _INFO_NAME), None)
     if info is None or not segments:
         raise VmcoreError(complaint)
     if machine is None:
@@ -122,3 +137,10 @@ def _salvaged(complaint: str, flags: int, machine: str | None, size: int, read: 
         raise VmcoreError(complaint)
     guess = f"{complaint}, says its header; it is read as a core of {machine}, since it has program headers and notes"
     return Headers(machine=machine, segments=segments, notes_block=notes, flags=flags, doubts=(guess, *doubts))
+
+
+def _searched_note(read: Read) -> bytes:
+    """The VMCOREINFO note, found by its name near the start of the file; b"" when it is not there."""
+    head = read(_NOTES_WITHIN, 0)
+    at = head.find(_INFO_NAME.encode() + b"\0")
+    return head[at - _NHDR_SIZE :] if at >= _NHDR_SIZE else b""

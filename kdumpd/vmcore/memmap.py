@@ -108,7 +108,9 @@ class MemoryMap:
                     start_pfn = number * per_section
                     # The stored address is that of pfn 0, so that a pfn can be used as the index.
                     vaddr = (value & ~_SECTION_FLAGS) + start_pfn * self.size_of_page
-                    yield Piece(start_pfn=start_pfn, count=per_section, vaddr=vaddr & (1 << 64) - 1)
+                    # A damaged section size must not send anybody through struct pages of memory that is not there.
+                    held = min(per_section, self._core.max_pfn - start_pfn)
+                    yield Piece(start_pfn=start_pfn, count=held, vaddr=vaddr & (1 << 64) - 1)
 
     def _roots(self, info: Vmcoreinfo, root: int, sections: int, per_root: int, entry_size: int) -> list[int]:
         """Addresses of the arrays of struct mem_section, 0 where there is none."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CRASH_READS, MAKEDUMPFILE_READS, collect
+from conftest import CRASH_READS, MAKEDUMPFILE_READS, collect, cores
 from lab import makedumpfile, pages, tools
 from lab.aptroot import run
 from lab.vmcore import Vmcore
@@ -59,11 +59,17 @@ def test_crash_shows_processes_and_log(shown: str, core: Vmcore) -> None:
     assert core.marker in shown
 
 
-@CRASH_READS
+@cores(lambda kernel, _: kernel != "7" and "arm64" not in kernel)
 def test_crash_finds_the_same_in_makedumpfiles_dump(shown: str, core: Vmcore, tmp_path: Path) -> None:
     theirs = tmp_path / "vmcore"
     makedumpfile.filtered(core, theirs, "-z", "-d", "31")
     assert session(core, theirs) == shown
+
+
+@cores(lambda kernel, _: kernel == "7")
+def test_crash_finds_the_same_in_the_raw_vmcore(shown: str, core: Vmcore) -> None:
+    """makedumpfile 1.7.8 leaves so much of 7.2's slabs out that crash does not open its dump."""
+    assert session(core, core.path) == shown.replace("  [PARTIAL DUMP]", "")
 
 
 def test_drgn_reads_name_tasks_and_trace(seen_by_drgn: dict[str, Any], core: Vmcore) -> None:

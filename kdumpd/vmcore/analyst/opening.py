@@ -50,7 +50,7 @@ def keep_memory_map(trace: Trace, core: CrashedMemory, info: Vmcoreinfo) -> None
     sections = -(-core.max_pfn >> (bits - PAGE_SHIFT)) or 1
     length = info.length("mem_section") or 1
     physical_bits = info.number("MAX_PHYSMEM_BITS") or 0
-    if length == 1 << max(0, physical_bits - bits):
+    if 0 < physical_bits - bits < 64 and length == 1 << (physical_bits - bits):
         trace.keep(root, sections * entry_size)
         return
     # Tools read all of the root array, however little of it is in use: zeros, which cost a descriptor each.

@@ -27,8 +27,8 @@ def main() -> None:
             pages[pfn] = hashlib.sha256(page).hexdigest()
     found = {
         "format": context.attr["file.format"],
-        "machine": context.attr["arch.name"],
-        "release": context.attr["linux.uts.release"],
+        "machine": context.attr.get("arch.name"),
+        "release": context.attr.get("linux.uts.release"),
         "pages": pages,
     }
     json.dump(found, sys.stdout)
