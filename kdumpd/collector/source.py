@@ -78,8 +78,9 @@ class Source:
     _looked_for_facts: bool = False
 
     @classmethod
-    def open(cls, path: Path) -> Source:
-        """Raises VmcoreError only when `path` is neither a core file of memory nor a dump."""
+    def open(cls, path: Path, vmlinux: Path | None = None) -> Source:
+        """Raises VmcoreError only when `path` is neither a core file of memory nor a dump, KdumpError when a
+        `vmlinux` is given and cannot be used."""
         core = open_memory(path)
         notes: list[str] = list(core.doubts)
         note = core.vmcoreinfo_note()
@@ -95,9 +96,17 @@ class Source:
                 note = core.vmcoreinfo_note()
         info = parse_vmcoreinfo(note.description if note is not None else b"")
         notes.extend(f"VMCOREINFO has a line that makes no sense: {line[:80]}" for line in info.bad_lines[:8])
+        if vmlinux is not None:
+            from kdumpd.collector.vmlinux import completed
+
+            info = completed(info, vmlinux, notes)
         tables = None
         try:
             tables = page_tables(core, info)
+            if vmlinux is not None:
+                from kdumpd.collector.vmlinux import with_root
+
+                info = with_root(info, tables)
         except VmcoreError as error:
             notes.append(f"the page tables cannot be read: {error}")
         return cls(core=core, info=info, tables=tables, notes=notes)

@@ -53,7 +53,7 @@ def dump(options: CollectorOptions, console: Console) -> int:
 
 def open_source(options: CollectorOptions, vmcore: Path, console: Console) -> Source:
     """Opens `vmcore`, and says at once what is odd about it."""
-    source = Source.open(vmcore)
+    source = Source.open(vmcore, None if options.vmlinux is None else Path(options.vmlinux))
     console.debug(
         f"{vmcore}: {type(source.core).__name__} of {source.core.machine}, kernel {source.info.release}, "
         f"{len(source.core.extents)} ranges of pages below {source.core.max_pfn:#x}"

@@ -15,13 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import lzo
 import numpy as np
+import snappy
 import zstandard
 
 _PLACE_BLOCK_SIZE, _PLACE_SUB_SIZE, _PLACE_BITMAP_BLOCKS = 428, 432, 436
 _PLACE_MAX_MAPNR_64 = 96  # in the sub header, from header version 6 on
 _DESCRIPTOR = struct.Struct("<qIIQ")
-_ZLIB, _ZSTD = 0x1, 0x20
+_ZLIB, _LZO, _SNAPPY, _ZSTD = 0x1, 0x2, 0x4, 0x20
 
 
 class Dump:
@@ -65,6 +67,10 @@ class Dump:
         data = self._map[offset : offset + size]
         if flags & _ZLIB:
             data = zlib.decompress(data)
+        elif flags & _LZO:
+            data = lzo.decompress(data, False, self._block)
+        elif flags & _SNAPPY:
+            data = snappy.uncompress(data)
         elif flags & _ZSTD:
             data = self._zstd.decompress(data, max_output_size=self._block)
         assert len(data) == self._block, f"{self.path}: page frame {self.pfns[index]:#x} has {len(data)} bytes"
