@@ -220,7 +220,7 @@ def _copy(
 
 def _level_for(source: Source, plan: Plan, writer: PageWriter, threads: int) -> int:
     """The level of zstd for the rest, by how fast the target took the first part and how fast pages are packed."""
-    if writer.write_seconds <= 0 or writer.data_size < _ENOUGH_TO_MEASURE:
+    if plan.tight or writer.write_seconds <= 0 or writer.data_size < _ENOUGH_TO_MEASURE:
         return FAST
     pages = SampledPages(source.core, plan.kept)  # what is left of them
     if not pages.count:

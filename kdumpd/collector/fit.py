@@ -24,16 +24,19 @@ from kdumpd.vmcore.memory import PAGE_SIZE
 # as it is not sure to fail, for a dump that ends early holds more than one that was not begun.
 _SPARE = 1.03
 _LAST_CHANCE = 0.85
+_LOOSE = 1.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The pages to write. `shortage` says why they are not all that the level asks for; None when they are."""
+    """The pages to write. `shortage` says why they are not all that the level asks for; None when they are. `tight`
+    is a plan that only fits when nothing takes more room than was estimated."""
 
     level: int
     found: Classification
     kept: npt.NDArray[np.uint8]
     shortage: str | None
+    tight: bool = False
 
 
 def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
@@ -43,19 +46,21 @@ def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
     for level in others:
         found = source.classify(level)
         if room is None:
-            return Plan(level=level, found=found, kept=found.kept, shortage=None)
+            return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=False)
         need = _estimate(source, options, found.kept, found.kept_count, room)
         if need * _SPARE <= room:
-            return Plan(level=level, found=found, kept=found.kept, shortage=None)
+            return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
         _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
     found = source.classify(last)
     if room is None:
-        return Plan(level=last, found=found, kept=found.kept, shortage=None)
+        return Plan(level=last, found=found, kept=found.kept, shortage=None, tight=False)
     need = _estimate(source, options, found.kept, found.kept_count, room)
     if need * _LAST_CHANCE <= room:
         if others:
-            source.steps.append(Step(f"level-{last}", f"it needs about {size_text(need)}"))
-        return Plan(level=last, found=found, kept=found.kept, shortage=None)
+            source.steps.append(
+                Step(f"level-{last}", f"a dump of level {last} was made instead, of about {size_text(need)}")
+            )
+        return Plan(level=last, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
     _tell(source, f"not-level-{last}", room, need, f"a dump of level {last}")
     return _reduced(source, options, last, found, room)
 
@@ -77,7 +82,7 @@ def _reduced(source: Source, options: DumpOptions, level: int, found: Classifica
         name, saved, kept = "critical", "what an analyst needs first was saved", critical
     shortage = f"the target has room for {size_text(room)} only; {saved}"
     source.steps.append(Step(name, shortage))
-    return Plan(level=level, found=found, kept=kept, shortage=shortage)
+    return Plan(level=level, found=found, kept=kept, shortage=shortage, tight=True)
 
 
 def _tell(source: Source, step: str, room: int, need: int, what: str) -> None:

@@ -58,7 +58,8 @@ def test_every_codec_holds_the_same_pages(core: Vmcore, dump: Path, option: str 
 def test_any_number_of_threads_gives_the_same_bytes(any_core: Vmcore, tmp_path: Path) -> None:
     outs = [tmp_path / str(count) for count in (1, 2, 5)]
     for out in outs:
-        collect("-d", "31", "-z", "--num-threads", out.name, any_core.path, out)
+        # A level that is not given follows the speed of this machine, which changes from run to run.
+        collect("-d", "31", "-z", "--compression-level", "1", "--num-threads", out.name, any_core.path, out)
     first, *others = [out.read_bytes() for out in outs]
     assert all(other == first for other in others)
 

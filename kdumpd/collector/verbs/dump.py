@@ -67,7 +67,7 @@ def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptio
         write_dump(source, sink, outcome, DumpOptions.of(options.dump), progress)
         return progress
     finally:
-        for note in dict.fromkeys((*source.notes, *outcome.notes)):
+        for note in dict.fromkeys((*source.notes, *(step.reason for step in source.steps), *outcome.notes)):
             console.note(note)
 
 
