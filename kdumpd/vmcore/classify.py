@@ -7,7 +7,7 @@ Bitmaps here are numpy uint8 arrays, one bit a pfn, the lowest pfn in the lowest
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -116,17 +116,23 @@ def classify(
         count = end - piece.start_pfn
         if count <= 0:
             continue
-        if carry.until <= piece.start_pfn:
-            carry = _Carry()
-        classes, is_slab = _classify_block(
-            data[: count * rules.size_of_page], piece.start_pfn, count, rules, level, carry, off
-        )
-        if watched is not None:
-            for pfn in ints(watched[slice(*np.searchsorted(watched, (piece.start_pfn, end)))]):
-                if classes[pfn - piece.start_pfn]:
-                    lost[pfn] = PageClass(int(classes[pfn - piece.start_pfn]))
-        _apply(piece.start_pfn, classes, present, kept, counts)
-        _mark(slab, piece.start_pfn, is_slab)
+        for first, last, is_free in _segments(data, piece.start_pfn, count, rules, level, off):
+            start = piece.start_pfn + first
+            if carry.until <= start:
+                carry = _Carry()
+                if is_free:
+                    _drop_free(start, start + last - first, present, kept, counts)
+                    if watched is not None:
+                        lost.update((pfn, PageClass.FREE) for pfn in _between(watched, start, start + last - first))
+                    continue
+            part = data[first * rules.size_of_page : last * rules.size_of_page]
+            classes, is_slab = _classify_block(part, start, last - first, rules, level, carry, off)
+            if watched is not None:
+                for pfn in _between(watched, start, start + last - first):
+                    if classes[pfn - start]:
+                        lost[pfn] = PageClass(int(classes[pfn - start]))
+            _apply(start, classes, present, kept, counts)
+            _mark(slab, start, is_slab)
     kept_count = count_bits(kept)
     return Classification(
         present=present,
@@ -137,6 +143,45 @@ def classify(
         counts={each: int(counts[each]) for each in PageClass if each is not PageClass.KERNEL},
         lost=lost,
     )
+
+
+def _between(pfns: npt.NDArray[np.int64], start: int, end: int) -> list[int]:
+    return ints(pfns[slice(*np.searchsorted(pfns, (start, end)))])
+
+
+def _segments(
+    data: Bytes, start: int, count: int, rules: Rules, level: int, off: Collection[PageClass]
+) -> Iterator[tuple[int, int, bool]]:
+    """Parts [first, last) of a block of `count` struct pages, each with whether it consists of free blocks of the
+    highest order. Of these only the head is looked at: most of an idle machine is such."""
+    size = 1 << max(0, rules.max_order - 1)
+    if not level & Level.FREE or rules.buddy_type is None or PageClass.FREE in off or size % 8:
+        yield 0, count, False
+        return
+    block = _Block(data[: count * rules.size_of_page], count, rules)
+    heads = np.arange(-start % size, count - size + 1, size)
+    free = block.mapcount[heads] == np.uint32(rules.buddy_type)
+    free &= block.u64(rules.private)[heads] == np.uint64(rules.max_order - 1)
+    free &= (block.u64(rules.compound_head)[heads] & np.uint64(1)) == 0
+    if rules.slab_type is None and rules.slab_mask is not None:
+        free &= (block.flags[heads] & np.uint64(rules.slab_mask)) == 0
+    done = 0
+    edges = np.flatnonzero(np.diff(free.astype(np.int8), prepend=0, append=0))
+    for first, last in zip(ints(edges[::2]), ints(edges[1::2]), strict=True):
+        begin = int(heads[first])
+        if begin > done:
+            yield done, begin, False
+        done = begin + (last - first) * size
+        yield begin, done, True
+    if done < count:
+        yield done, count, False
+
+
+def _drop_free(start: int, end: int, present: Bytes, kept: Bytes, counts: npt.NDArray[np.int64]) -> None:
+    """As `_apply` for pages that are all free; `start` and `end` are multiples of 8."""
+    here = slice(start >> 3, end >> 3)
+    counts[PageClass.FREE] += count_bits(present[here])
+    kept[here] = 0
 
 
 def _apply(start: int, classes: Bytes, present: Bytes, kept: Bytes, counts: npt.NDArray[np.int64]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,23 @@ def test_keep_all(tmp_path: Path) -> None:
         found = keep_all(core)
         assert (found.total, found.kept_count) == (70, 70)
         assert np.flatnonzero(np.unpackbits(found.kept, bitorder="little")).tolist() == [1, 2, *range(9, 77)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("era", list(ERAS))
+def test_large_free_blocks_hide_what_is_in_them_and_nothing_else(era: str, seed: int, tmp_path: Path) -> None:
+    """Free blocks of the highest order, right, misaligned, of another order, or inside a larger page."""
+    chance = random.Random(seed)
+    kernel = FakeKernel(ERAS[era])
+    words = kernel.pages.view(np.uint32)
+    buddy = ERAS[era]["NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)"] & 0xFFFFFFFF
+    for pfn in range(0, PAGES, 256):  # stale struct pages everywhere
+        kernel.pages[pfn : pfn + 256, 0] = chance.choice([0, 1 << 4, 1 << 4 | 1 << 13])
+        kernel.pages[pfn : pfn + 256, OFFSETS["mapping"] // 8] = chance.choice([0, 1])
+    for pfn in (0, 1024, 2048, 3072, 512, 1536):
+        if chance.random() < 0.7:
+            words[pfn, OFFSETS["_mapcount"] // 4] = buddy
+            kernel.pages[pfn, 0] = chance.choice([0, 0, 0, 1 << 9])
+            kernel.pages[pfn, OFFSETS["private"] // 8] = chance.choice([10, 10, 10, 9, 11])
+    for level in (31, 16, 8):
+        assert excluded(kernel, tmp_path / "core", level) == walk(kernel, ERAS[era], level)
