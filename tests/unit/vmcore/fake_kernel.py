@@ -18,6 +18,8 @@ DIRECT = 0xFFFF888000000000
 VMEMMAP = 0xFFFFEA0000000000
 KERNEL = 0xFFFFFFFF80000000
 PHYS_BASE = 0x200000
+VMALLOC = 0xFFFFC90000000000
+PHYSICAL_BITS = 46
 SECTION_BITS = 22
 PER_SECTION = 1 << (SECTION_BITS - 12)
 SIZE_OF_PAGE = 64
@@ -84,10 +86,34 @@ class FakeKernel:
         self.pages = np.zeros((PAGES, SIZE_OF_PAGE // 8), dtype=np.uint64)
         self.pages.view(np.uint32)[:, OFFSETS["_mapcount"] // 4] = 0xFFFFFFFF
         self.root = self._page()
-        entries = self._page()
-        self._u64(self.root, DIRECT + entries)
+        self.sections = self._page()
+        self._u64(self.root, DIRECT + self.sections)
         for number in range(PAGES // PER_SECTION):
-            self._u64(entries + number * 16, VMEMMAP | flags_in_section)
+            self._u64(self.sections + number * 16, VMEMMAP | flags_in_section)
+
+    def without_vmemmap(self) -> None:
+        """Each section's struct pages lie somewhere else, the higher section lower (SPARSEMEM without vmemmap)."""
+        frames = PER_SECTION * SIZE_OF_PAGE // PAGE
+        for number in range(PAGES // PER_SECTION):
+            base = VMALLOC + (100 - number) * (1 << 30)
+            for index, frame in enumerate(self.memmap_frames[number * frames : (number + 1) * frames]):
+                self._map(base + index * PAGE, frame, level=1)
+            self._u64(self.sections + number * 16, base - number * PER_SECTION * SIZE_OF_PAGE | 0x3)
+
+    def with_static_sections(self) -> None:
+        """The root is the array of struct mem_section itself (SPARSEMEM_STATIC)."""
+        self.missing |= {"SYMBOL(mem_section)", "LENGTH(mem_section)"}
+        self.extra += [
+            f"SYMBOL(mem_section)={DIRECT + self.sections:x}",
+            f"LENGTH(mem_section)={1 << (PHYSICAL_BITS - SECTION_BITS)}",
+        ]
+
+    def with_flat_map(self) -> None:
+        """One array of struct pages, to which mem_map points (FLATMEM)."""
+        self.missing |= {"SYMBOL(mem_section)", "LENGTH(mem_section)", "SIZE(mem_section)"}
+        pointer = self._page()
+        self._u64(pointer, VMEMMAP)
+        self.extra.append(f"SYMBOL(mem_map)={DIRECT + pointer:x}")
 
     def _page(self) -> int:
         self._next += PAGE
@@ -116,7 +142,7 @@ class FakeKernel:
             "SIZE(mem_section)": "16",
             "OFFSET(mem_section.section_mem_map)": "0",
             "NUMBER(SECTION_SIZE_BITS)": str(SECTION_BITS),
-            "NUMBER(MAX_PHYSMEM_BITS)": "46",
+            "NUMBER(MAX_PHYSMEM_BITS)": str(PHYSICAL_BITS),
             "SIZE(page)": str(SIZE_OF_PAGE),
             "SYMBOL(init_top_pgt)": f"{KERNEL + self.top - PHYS_BASE:x}",
             "NUMBER(phys_base)": str(PHYS_BASE),

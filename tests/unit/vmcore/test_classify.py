@@ -142,6 +142,16 @@ def test_the_vectorised_rules_are_the_walk(era: str, seed: int, tmp_path: Path) 
         assert excluded(kernel, tmp_path / "core", level) == walk(kernel, keys, level), level
 
 
+@pytest.mark.parametrize("model", ["without_vmemmap", "with_static_sections", "with_flat_map"])
+def test_other_memory_models(model: str, tmp_path: Path) -> None:
+    """No kernel that Debian builds for these machines has them."""
+    kernel = FakeKernel(NEW)
+    getattr(kernel, model)()
+    scramble(kernel, NEW, 3)
+    for level in (2, 8, 16, 31):
+        assert excluded(kernel, tmp_path / "core", level) == walk(kernel, NEW, level), level
+
+
 def test_a_page_without_readable_struct_page_is_kept(tmp_path: Path) -> None:
     kernel = FakeKernel(OLD)
     kernel.pages[:, 0] = 1 << 4  # everything is page cache
