@@ -135,6 +135,8 @@ class _Run:
             if source is not None:
                 reason = self._save_dump(source, outcome)
                 dumped = outcome.size_bytes > 0
+                if not dumped:
+                    self._directory.remove(INCOMPLETE_NAME)
                 self._notes.extend(source.notes)
             self._notes.extend(outcome.notes)
             manifest = self._manifest(source, panic, started, log, outcome, reason, dumped)

@@ -7,6 +7,7 @@ rename after its bytes are on stable storage.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -185,6 +186,11 @@ class CrashDirectory:
             return OutputFile(os.open(name, flags, FILE_MODE, dir_fd=self._fd), name)
         except OSError as error:
             raise _error(error, f"{self.path / name} cannot be made") from error
+
+    def remove(self, name: str) -> None:
+        """Takes a file away, which gives its room back; nothing when that fails."""
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self._fd)
 
     def rename(self, old: str, new: str) -> None:
         """Gives a file its final name and makes that durable."""

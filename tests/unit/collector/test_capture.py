@@ -21,7 +21,7 @@ from kdumpd.collector.source import Source
 from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
 from kdumpd.dumpfile.manifest import Manifest, Result
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
-from kdumpd.errors import KdumpError, VmcoreError
+from kdumpd.errors import KdumpError, NoSpaceError, VmcoreError
 from kdumpd.targets import files
 from kdumpd.targets.files import CrashDirectory
 
@@ -103,6 +103,34 @@ def test_a_full_disk_after_any_write(after: int, core: Path, tmp_path: Path, mon
     assert manifest.reason is not None
     assert "No space left on device" in (manifest.reason + " ".join(manifest.notes))
     assert "vmcore" not in names(tmp_path)
+
+
+def test_without_room_for_headers_the_log_is_what_is_left(
+    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.OutputFile.reserve
+
+    def reserve(self: files.OutputFile, size: int) -> None:
+        if self.name == "vmcore.incomplete":
+            raise NoSpaceError("no room for the headers")
+        real(self, size)
+
+    monkeypatch.setattr(files.OutputFile, "reserve", reserve)
+    manifest = save(tmp_path, core)
+    assert manifest.result is Result.LOG_ONLY
+    assert [step.step for step in manifest.steps] == ["log-only"]
+    assert names(tmp_path) == {"vmcore-dmesg.txt", "manifest.json"}
+
+
+def test_the_manifest_tells_how_the_work_went(core: Path, tmp_path: Path) -> None:
+    manifest = save(tmp_path, core)
+    assert manifest.level == 31
+    assert manifest.steps == ()
+    assert {"choose", "critical", "slab", "rest", "finish", "verify"} <= set(manifest.timings_sec)
+    assert all(seconds >= 0 for seconds in manifest.timings_sec.values())
+    assert manifest.pages["verified"] >= 64
+    assert (manifest.lowest_available_bytes or 0) > 1 << 20
+    assert manifest.compression_level is not None
 
 
 def test_fsync_that_fails_is_no_success(core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

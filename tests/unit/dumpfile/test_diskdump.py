@@ -14,7 +14,7 @@ import pytest
 from kdumpd.dumpfile.codecs import packer
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec, Status, Utsname
 from kdumpd.dumpfile.flattened import FlattenedSink
-from kdumpd.dumpfile.manifest import FileRecord, Manifest, Region, Result
+from kdumpd.dumpfile.manifest import FileRecord, Manifest, Region, Result, Step
 from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
 from kdumpd.dumpfile.writer import DiskdumpWriter, Origin
@@ -216,6 +216,7 @@ MANIFEST = Manifest(
     result=Result.COMPLETE, hostname="h", kernel="6.1", started_usec=1, finished_usec=2, kdumpd_version="0.1",
     dump=FileRecord(name="vmcore", size_bytes=3, regions=(Region(offset=0, size_bytes=3, sha256="ab"),)),
     log=FileRecord(name="log", size_bytes=1, sha256="cd"), pages={"kept": 1}, notes=("a", "b"),
+    compression_level=-1, timings_sec={"rest": 1.5}, lowest_available_bytes=5, steps=(Step("critical", "why"),),
 )  # fmt: skip
 
 
