@@ -54,6 +54,8 @@ class DumpedMemory(CrashedMemory):
     def _open(self) -> None:
         name = str(self.path)
         main, sub = self._file.read_at(0, BLOCK_SIZE), self._file.read_at(BLOCK_SIZE, BLOCK_SIZE)
+        if main.startswith(b"\x7fELF"):
+            raise DumpFormatError(f"{name} is a flattened ELF core", hint=f"kdumpd-collect -R OUT <{name} comes first")
         self.header = header = unpack_headers(main, sub, name)
         if header.present_offset + 2 * header.bitmap_bytes > self._file.size:
             raise DumpFormatError(f"{name} ends inside its bitmaps")

@@ -37,11 +37,16 @@ RUNTIME_MODULES = (
     "traceback",
     "zstandard",
 )
-# Called by name from numpy's C code, long after its import; where they lie depends on numpy's version.
-OPTIONAL_MODULES = tuple(
-    f"numpy.{core}.{name}"
-    for core in ("core", "_core")
-    for name in ("_dtype", "_dtype_ctypes", "_exceptions", "_internal", "_methods", "_ufunc_config")
+# Called by name from numpy's C code, long after its import, where they lie depends on numpy's version; and the
+# libraries of codecs that kdump.conf may ask for, where they are installed.
+OPTIONAL_MODULES = (
+    *(
+        f"numpy.{core}.{name}"
+        for core in ("core", "_core")
+        for name in ("_dtype", "_dtype_ctypes", "_exceptions", "_internal", "_methods", "_ufunc_config")
+    ),
+    "lzo",
+    "snappy",
 )
 # Parts that numpy imports and the collector does not use (left_out.py). numpy.core became numpy._core in 2.0.
 LEFT_OUT_MODULES = (

@@ -65,6 +65,11 @@ def test_a_stream_becomes_the_dump_it_carries(core: Path, stream: bytes, tmp_pat
 
 def test_an_elf_stream_becomes_the_core_it_carries(core: Path, tmp_path: Path) -> None:
     flat = collect("-E", "-F", "-d", "1", core)
+    (tmp_path / "flat").write_bytes(flat.stdout)
+    assert b"is a flattened ELF core" in collect(tmp_path / "flat", tmp_path / "none").stderr
+    assert collect("--verify", tmp_path / "flat").returncode == 0
+    (tmp_path / "flat").write_bytes(flat.stdout[:-1])
+    assert b"is incomplete" in collect("--verify", tmp_path / "flat").stderr
     done = collect("-R", tmp_path / "out", stdin=flat.stdout)
     assert done.returncode == 0, done.stderr
     with ElfCore(tmp_path / "out") as ours, ElfCore(core) as theirs:
