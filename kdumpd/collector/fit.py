@@ -13,7 +13,7 @@ from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import size_text
 from kdumpd.collector.sample import SampledPages
 from kdumpd.collector.source import Source
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, layout
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, Codec, layout
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.ranks import count_bits
 from kdumpd.dumpfile.sink import Sink
@@ -46,14 +46,14 @@ def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
     for level in others:
         found = source.classify(level)
         if room is None:
-            return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=False)
+            return Plan(level=level, found=found, kept=found.kept, shortage=None)
         need = _estimate(source, options, found.kept, found.kept_count, room)
         if need * _SPARE <= room:
             return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
         _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
     found = source.classify(last)
     if room is None:
-        return Plan(level=last, found=found, kept=found.kept, shortage=None, tight=False)
+        return Plan(level=last, found=found, kept=found.kept, shortage=None)
     need = _estimate(source, options, found.kept, found.kept_count, room)
     if need * _LAST_CHANCE <= room:
         if others:
@@ -97,5 +97,7 @@ def _estimate(source: Source, options: DumpOptions, kept: npt.NDArray[np.uint8],
     head = (1 + sub_blocks + bitmap_blocks) * BLOCK_SIZE + SUB_HEADER_SIZE + count * DESCRIPTOR.size
     if not count or (head + count * PAGE_SIZE) * _SPARE <= room:
         return head + count * PAGE_SIZE
-    sample = SampledPages(source.core, kept).packed(options.codec, options.compression_level)
+    # An ELF core has its pages as they are.
+    codec = Codec.RAW if options.elf else options.codec
+    sample = SampledPages(source.core, kept).packed(codec, options.compression_level)
     return head + int(count * min(sample.bytes_per_page, PAGE_SIZE))

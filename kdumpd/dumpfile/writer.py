@@ -216,7 +216,6 @@ class DiskdumpWriter:
             middle = len(pfns) // 2
             for first, last in ((0, middle), (middle, len(pfns))):
                 self.write(pages.some(first, last), pfns[first:last])
-            raise
 
     def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
         ranks = self._ranks.of(pfns) - self._first_rank

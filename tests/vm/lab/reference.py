@@ -40,12 +40,12 @@ def save_raw_vmcore(guest: Machine, memory: Path, wanted: Path, *, after: int, t
 
 
 class _Memory:
-    """The guest's memory by physical address. Of a q35 with more than 2816 MiB, 2 GiB lie below 4 GiB."""
+    """The guest's memory by physical address. Of a q35 with 2816 MiB or more, 2 GiB lie below 4 GiB."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._size = os.fstat(fd).st_size
-        self._low = 2 << 30 if self._size > 2816 << 20 else self._size
+        self._low = 2 << 30 if self._size >= 2816 << 20 else self._size
 
     def _place(self, paddr: int) -> int:
         return paddr if paddr < self._low else paddr - (4 << 30) + self._low
