@@ -11,6 +11,7 @@ What stock pydbus 0.6 does, and what stands here instead (the calls themselves a
 - each call leaks a reference on GLib before 2.84: it is dropped by hand, once per call;
 - setting a property tells nobody: `PropertiesChanged` is emitted by the object, several changes at once;
 - signals keep each object that was ever registered: `Link.withdraw` takes it out of their maps;
+- a connection that was lost is freed with the GIL held, which may hang the process: none is ever freed;
 - it knows no ObjectManager: `tree.py` is one.
 
 Knows nothing of crash dumps.
@@ -71,6 +72,22 @@ class _Wrapper(pydbus.registration.ObjectWrapper):  # type: ignore[misc]  # pydb
 pydbus.registration.ObjectWrapper = _Wrapper
 
 
+# A connection is never let go. Its last reference would be dropped by the garbage collector, which holds the GIL, while
+# GDBus's own thread holds a lock of the connection and waits for the GIL: both wait for ever. A bus is restarted so
+# rarely that what is kept does not matter.
+_KEPT: list[tuple[str, Any]] = []
+
+
+def _connect(where: str) -> Any:
+    """A connection to the bus at that address: the one there is while it is open. Raises GLib.Error."""
+    for address, bus in _KEPT:
+        if address == where and not bus.con.is_closed():
+            return bus
+    bus = pydbus.connect(where)
+    _KEPT.append((where, bus))
+    return bus
+
+
 class Link:
     """A connection to the bus with one object on it and the name owned."""
 
@@ -82,7 +99,7 @@ class Link:
         try:
             where = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
             where = where or Gio.dbus_address_get_for_bus_sync(Gio.BusType.SYSTEM, None)
-            self._bus = pydbus.connect(where)
+            self._bus = _connect(where)
         except GLib.Error as error:
             raise ServiceUnreachableError(f"The system bus cannot be used: {error.message}") from error
         self._bus.con.set_exit_on_close(False)
@@ -92,7 +109,7 @@ class Link:
         try:
             self._own_name()
         except KdumpError:
-            self.close()
+            self._registration.unregister()
             raise
         self._bus.con.connect("closed", lambda *_: on_closed())
 
