@@ -34,6 +34,12 @@ _MEANING: dict[int, tuple[str, str | None]] = {
     errno.ETXTBSY: ("the kernel file or the image is open for writing elsewhere", "try again: kdumpctl load"),
 }
 
+# What another attempt with the same files meets again.
+LASTING = frozenset({
+    errno.EADDRNOTAVAIL, errno.ENOEXEC, errno.ENOKEY, errno.EKEYREJECTED, errno.ENODATA, errno.EBADMSG, errno.EINVAL,
+    errno.EFBIG,
+})  # fmt: skip
+
 
 def load_error(
     code: int, security: Security, *, unloading: bool = False, syscall: str = "kexec_file_load"

@@ -119,15 +119,15 @@ class Actor:
             file.forget()
         if previous is None:
             return error
+        code = error.errno if isinstance(error, LoadError) else None
         try:
             with open_pair(_pair(previous)) as opened:
                 self._loader.load(opened)
             file.commit(previous)
         except (KdumpError, OSError) as second:
-            return LoadError(
-                f"{error.sentence}; the previous image could not be loaded again: {second}", hint=error.hint
-            )
-        return LoadError(f"{error.sentence}; the previous image is loaded again", hint=error.hint)
+            sentence = f"{error.sentence}; the previous image could not be loaded again: {second}"
+            return LoadError(sentence, hint=error.hint, errno=code)
+        return LoadError(f"{error.sentence}; the previous image is loaded again", hint=error.hint, errno=code)
 
 
 def _pair(record: LoadedRecord) -> Pair:

@@ -27,6 +27,7 @@ from kdumpd.errors import (
     UnsupportedError,
     os_reason,
 )
+from kdumpd.host.kexec_errors import LASTING
 from kdumpd.host.machine import read_machine
 from kdumpd.service.actions import Actor
 from kdumpd.service.crashwatch import CrashWatch
@@ -295,13 +296,14 @@ class Engine:
             with self._work("loading", facts):
                 self._actor.load(facts)
         except KdumpError as error:
-            self._fail(Code.LOAD_FAILED, error)
+            lasting = isinstance(error, LoadError) and error.errno in LASTING
+            self._fail(Code.LOAD_FAILED, error, refused=facts.wanted if lasting else "")
             return error
         return None
 
-    def _fail(self, code: Code, error: KdumpError) -> None:
+    def _fail(self, code: Code, error: KdumpError, *, refused: str = "") -> None:
         sentence = error.sentence[:1].upper() + error.sentence[1:]
-        self._failure = Failure(code=code, sentence=sentence, cure=error.hint or "")
+        self._failure = Failure(code=code, sentence=sentence, cure=error.hint or "", refused=refused)
         delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
         self._failures = min(self._failures + 1, 16)
         self._next_try = time.monotonic() + delay

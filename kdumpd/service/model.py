@@ -105,11 +105,15 @@ class State:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The last build, load or unload that failed, kept until one succeeds."""
+    """The last build, load or unload that failed, kept until one succeeds.
+
+    `refused` names what the kernel will not take however often it is tried (see `Facts.wanted`), if that is the cause.
+    """
 
     code: Code
     sentence: str
     cure: str = ""
+    refused: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +235,11 @@ class Facts:
     missed: str = ""
     cmdline: str = ""
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
+
+    @property
+    def wanted(self) -> str:
+        """What a load would load now: image and command line."""
+        return f"{self.image.image_id} {self.cmdline}"
 
     @property
     def settings_changed(self) -> bool:

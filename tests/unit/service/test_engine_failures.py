@@ -103,3 +103,37 @@ def test_a_kernel_that_ignores_the_load_is_not_believed(bench: Bench) -> None:
         bench.engine.load()
     assert not bench.status.loaded
     assert bench.rung == "unloaded"
+
+
+def test_what_the_kernel_will_never_take_is_not_tried_again_while_the_old_pair_is_loaded(bench: Bench) -> None:
+    """Each attempt takes the loaded pair away for a moment."""
+    bench.engine.check()
+    bench.machine.config("final_action halt\n")
+    bench.kernel.fail = [errno.EADDRNOTAVAIL, 0]
+    bench.engine.check()
+    calls = len(bench.kernel.calls)
+    bench.engine.check(patient=False)
+    assert len(bench.kernel.calls) == calls
+    assert (bench.rung, bench.status.loaded) == ("loaded-stale", True)
+    assert "load-failed" in bench.codes()
+    # Something else to load, or a person: then it is.
+    bench.machine.config("final_action poweroff\n")
+    bench.engine.check(patient=False)
+    assert bench.rung == "loaded"
+
+
+def test_what_may_pass_is_tried_again(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.config("final_action halt\n")
+    bench.kernel.fail = [errno.ENOMEM, 0]
+    bench.engine.check()
+    bench.engine.check(patient=False)
+    assert bench.rung == "loaded"
+
+
+def test_into_an_empty_place_everything_is_tried_again(bench: Bench) -> None:
+    bench.kernel.fail = [errno.EADDRNOTAVAIL]
+    bench.engine.check()
+    assert not bench.status.loaded
+    bench.engine.check(patient=False)
+    assert bench.rung == "loaded"
