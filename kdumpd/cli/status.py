@@ -157,6 +157,14 @@ def from_service(properties: Mapping[str, Any]) -> Report:
         "image_id": "ImageId",
         "activity": "Activity",
         "last_error": "LastError",
+        "crashkernel": "Crashkernel",
+        "next_crashkernels": "NextCrashkernels",
+        "triggers": "Triggers",
+        "panic_timeout": "PanicTimeout",
+        "lockdown": "Lockdown",
+        "secure_boot": "SecureBoot",
+        "hotplug": "Hotplug",
+        "last_capture": "LastCapture",
         "reasons": "Reasons",
     }
     return Report(fields={key: properties[name] for key, name in names.items()}, service=True)

@@ -119,7 +119,6 @@ def last_capture(crashes: tuple[Crash, ...]) -> LastCapture | None:
         result=crash.standing.value,
         time_usec=crash.time_usec,
         dump_bytes=crash.dump_bytes,
-        peak_rss_bytes=None if crash.manifest is None else crash.manifest.peak_rss_bytes,
     )
 
 

@@ -171,7 +171,10 @@ class LastCapture:
     result: str
     time_usec: int | None = None
     dump_bytes: int | None = None
-    peak_rss_bytes: int | None = None
+
+    def known(self) -> dict[str, str | int]:
+        """What there is to say, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

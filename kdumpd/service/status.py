@@ -47,7 +47,7 @@ class Status:
             "armed": self.state.rung.armed,
             **fields,
             "triggers": dict(self.triggers),
-            "last_capture": None if self.last_capture is None else dataclasses.asdict(self.last_capture),
+            "last_capture": {} if self.last_capture is None else self.last_capture.known(),
             "reasons": [_reason(reason) for reason in self.state.reasons],
         }
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -302,3 +303,30 @@ def _any_status(machine: FakeMachine) -> Any:
     from kdumpd.service.look import look
 
     return look(machine.root)
+
+
+def test_a_crash_exports_what_its_xml_says(service: Service, machine: FakeMachine) -> None:
+    machine.crash("one")
+    path = crash_path("one")
+    wait(lambda: path in _objects(service.client), "the crash")
+    shown = ET.fromstring(_call(service.client, path, "org.freedesktop.DBus.Introspectable", "Introspect")[0])
+    text = (TOP / "units/org.kdumpd.Kdump1.Crash.xml").read_text()
+
+    def members(root: ET.Element) -> list[tuple[Any, ...]]:
+        (interface,) = [entry for entry in root.findall("interface") if entry.get("name") == CRASH]
+        return sorted((entry.tag, entry.get("name"), entry.get("type"), entry.get("access")) for entry in interface)
+
+    assert members(shown) == members(ET.fromstring(text))
+    assert all(f"{name}:" in text for _, name, _, _ in members(shown))
+    assert {name for kind, name, _, _ in members(shown) if kind == "property"} == set(
+        _objects(service.client)[path][CRASH]
+    )
+
+
+def test_kdumpctl_shows_the_same_with_and_without_the_service(service: Service, machine: FakeMachine) -> None:
+    from kdumpd.cli.status import from_service
+
+    machine.crash("one")
+    wait(lambda: service.client.get("LastCapture"), "the crash")
+    asked, looked = from_service(service.client.all()).fields, _any_status(machine).to_dict()
+    assert asked == {**looked, "next_crashkernels": [], "hotplug": []}
