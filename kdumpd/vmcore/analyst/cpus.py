@@ -14,6 +14,7 @@ _MAX_CPUS = 1 << 13
 _WORD = (1 << 64) - 1
 _POINTER = struct.Struct("<Q")
 _IRQ_STACK = 1 << 14
+_CRASH_NOTE = 512
 _IST_STACK = 1 << 13
 _IST_ENTRIES = 7
 # Areas larger than this altogether come after the tasks, the named variables are enough until then.
@@ -90,6 +91,10 @@ class Cpus:
             size = kernel.facts.sizes.get(sizes.get(name, ""), size) or 4096
             for address in self.each(name):
                 kernel.trace.keep(address, size)
+        # A pointer to a per-cpu variable: the registers that each cpu left as an ELF note, which drgn reads.
+        notes = self._at(kernel.need("crash_notes"))
+        for offset in self.offsets if notes else ():
+            kernel.trace.keep(notes + offset & _WORD, _CRASH_NOTE)
 
     def stacks(self) -> list[tuple[int, int]]:
         """The stacks of interrupts and exceptions, [start, end)."""

@@ -10,6 +10,7 @@ from kdumpd.vmcore.analyst.kernel import Kernel
 
 _MAX_MODULES = 1 << 12
 _MAX_AREA = 64 << 20
+_SECTIONS = 4096
 
 
 def modules(kernel: Kernel) -> Iterator[int]:
@@ -48,6 +49,8 @@ def keep_modules(kernel: Kernel) -> None:
     for module in modules(kernel):
         kernel.struct(module, "module")
         try:
+            if kernel.has("module.sect_attrs") and (sections := kernel.pointer(module, "module.sect_attrs")):
+                kernel.trace.keep(sections, _SECTIONS)  # by these drgn places a module's sections
             for base, size in areas(kernel, module):
                 kernel.trace.keep(base, size)
         except VmcoreError:

@@ -41,7 +41,7 @@ MEMBERS = (
     "vfsmount.mnt_sb", "vfsmount.mnt_root", "super_block.s_type", "file_system_type.name", "inode.i_sb",
     # modules
     "module.list", "module.mem", "module_memory.base", "module_memory.size", "module.core_layout",
-    "module.init_layout", "module_layout.base", "module_layout.size",
+    "module.init_layout", "module.sect_attrs", "module_layout.base", "module_layout.size",
     # devices: the blocks of hotplug memory
     "kset.list", "kset.kobj", "kobject.entry", "kobject.name", "subsys_private.subsys", "subsys_private.klist_devices",
     "klist.k_list", "klist_node.n_node", "device_private.knode_bus", "device_private.device", "memory_block.dev",
@@ -109,9 +109,10 @@ TEXTS = {"task_state_array": (8, 32), "pageflag_names": (16, 64)}
 
 PER_CPU = {
     "cpu_number": 4, "current_task": 8, "pcpu_hot": 64, "runqueues": 0, "cpu_tss_rw": 0, "hardirq_stack_ptr": 8,
-    "irq_stack_ptr": 8, "crash_notes": 8, "kernel_cpustat": 128, "tick_cpu_sched": 512, "cpu_info": 512,
+    "irq_stack_ptr": 8, "kernel_cpustat": 128, "tick_cpu_sched": 512, "cpu_info": 512,
     "this_cpu_off": 8, "cpu_current_top_of_stack": 8, "__entry_task": 8, "overflow_stack": 4096, "cpu_llc_id": 4,
-    "const_current_task": 8, "const_cpu_current_top_of_stack": 8, "cea_exception_stacks": 8, "memory_percpu": 64,
+    "const_current_task": 8, "const_cpu_current_top_of_stack": 8, "cea_exception_stacks": 8,
+    "nmi_print_seq": 8192, "safe_print_seq": 8192,
 }  # fmt: skip
 
 SYMBOLS = (*BOUNDS, *VARIABLES, *FUNCTIONS, *PER_CPU)
