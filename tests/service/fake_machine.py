@@ -229,6 +229,7 @@ class FakeBuilder:
     def __init__(self, machine: FakeMachine) -> None:
         self._machine = machine
         self.builds = 0
+        self.reading = 0  # builds that have read the configuration
         self.seconds = 0.0
         self.fail: list[str] = []  # sentences for the next builds, "" for one that works
 
@@ -242,6 +243,7 @@ class FakeBuilder:
         config = read_config(root)
         kernel = find_kernel(release, root)
         capture = capture_config(config, resolve_target(config, root), os.uname().nodename, release)
+        self.reading += 1
         time.sleep(self.seconds)  # as a real one, it does not see what changes after it began
         data = f"image {self.builds} of {capture.to_json()}".encode() * 50
         files = [_entry(f"{IMAGE_PACKAGE}/{path.name}", path) for path in own_files()]

@@ -128,13 +128,12 @@ def test_a_change_is_seen_soon_and_acted_upon_once(bench: Bench) -> None:
 def test_a_change_while_it_works_is_made_up_for(bench: Bench) -> None:
     bench.engine.start()
     try:
-        bench.builder.seconds = 0.5
+        bench.builder.seconds = 1.0
         worker = threading.Thread(target=bench.engine.load)
         worker.start()
-        wait(lambda: bench.seen and bench.status.activity == "building", "the build")
-        bench.builder.seconds = 0.0
-        bench.engine.do(bench.engine.check)
+        wait(lambda: bench.builder.reading == 1, "a build that has read the configuration")
         bench.machine.config("final_action poweroff\n")
+        bench.engine.do(bench.engine.check)
         worker.join()
         wait(lambda: bench.builder.builds >= 2 and bench.rung == "loaded", "the second build")
     finally:
