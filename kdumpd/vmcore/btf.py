@@ -20,10 +20,9 @@ from kdumpd.vmcore.arrays import ints
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _STRUCT, _UNION, _ENUM, _ENUM64 = 4, 5, 6, 19
-_INT, _PTR, _ARRAY, _TYPEDEF, _FLOAT = 1, 2, 3, 8, 16
+_ARRAY, _TYPEDEF = 3, 8
 _ALIASES = frozenset((_TYPEDEF, 9, 10, 11, 18))  # typedef, volatile, const, restrict, type tag
 _COMPOUND = frozenset((_STRUCT, _UNION))
-_SIZED = frozenset((_INT, _STRUCT, _UNION, _ENUM, _ENUM64, _FLOAT))
 
 # Words that follow the three of each type: a fixed number, and a number for each of its vlen entries.
 _KINDS = 128
