@@ -24,7 +24,7 @@ from kdumpd.errors import DumpFormatError
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import CrashedMemory
 
-_STEP = 1 << 20  # bytes of bitmap or descriptors looked at in one go
+_STEP = 1 << 18  # bytes of bitmap or descriptors looked at in one go
 _DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
 SAMPLE = 64

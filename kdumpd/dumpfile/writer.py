@@ -39,7 +39,7 @@ from kdumpd.vmcore.arrays import ints
 # After so many bytes of page data, or so many descriptors, the data is made durable and the descriptors follow. What
 # a power cut costs is bounded by both; the second bounds memory, too.
 _CHECKPOINT_BYTES = 256 << 20
-_CHECKPOINT_PAGES = 128 << 10
+_CHECKPOINT_PAGES = 32 << 10
 # Descriptors that lie nearer to each other than this are written in one piece, with what is between them.
 _NEAR = 512
 _PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
