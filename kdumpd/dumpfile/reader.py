@@ -8,7 +8,7 @@ count for every 4096 pages.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -112,7 +112,7 @@ class DiskdumpReader:
         """The page frames that were dumped, ascending; all of them at once."""
         return self._ranks.select(np.arange(self.first_rank, self.end_rank))
 
-    def pfns_of(self, numbers: list[int]) -> Iterator[tuple[int, int]]:
+    def pfns_of(self, numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         """The ascending numbers of descriptors, each with its page frame."""
         pfns = self._ranks.select(np.array(numbers, dtype=np.int64) + self.first_rank)
         return zip(numbers, ints(pfns), strict=True)
@@ -180,7 +180,7 @@ def verify(
         _check_descriptors(dump)
         _check_notes(dump, memory)
         total = dump.page_count
-        numbers = list(range(total))
+        numbers: Sequence[int] = range(total)
         if sample is not None and total > sample:
             numbers = sorted({*random.sample(range(total), sample), total - 1})
         for at in range(0, len(numbers), _PAGES_AT_ONCE):
