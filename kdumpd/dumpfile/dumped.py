@@ -20,6 +20,7 @@ from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import DumpFormatError, VmcoreError
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent
+from kdumpd.vmcore.vmcoreinfo import machine_of
 
 _MAX_NOTES = 64 << 20
 _MAX_EXTENTS = 1 << 20
@@ -59,10 +60,11 @@ class DumpedMemory(CrashedMemory):
         self.header = header = unpack_headers(main, sub, name)
         if header.present_offset + 2 * header.bitmap_bytes > self._file.size:
             raise DumpFormatError(f"{name} ends inside its bitmaps")
-        self.machine = header.utsname.machine
         self.phys_base = header.phys_base
         self.segments = ()
         self.notes_block = self._notes()
+        # QEMU writes "Unknown" into its headers.
+        self.machine = machine_of(self.notes_block) or header.utsname.machine
         # One bit for each page frame, rounded up: what is above max_mapnr is padding.
         self._bitmap_size = min(header.bitmap_bytes, -(-header.max_mapnr // 8))
         self._ranks = Ranks(self._bitmap_size, self._dumped)

@@ -50,12 +50,24 @@ def freshness(
 
 
 def _settings(record: ImageRecord, capture: CaptureConfig) -> list[str]:
-    names = [field.name for field in dataclasses.fields(CaptureConfig) if field.name != "kernel"]
+    before, now = _flat(record.capture), _flat(capture)
     return [
-        f"{name.replace('_', ' ')} changed from {getattr(record.capture, name)} to {getattr(capture, name)}"
-        for name in names
-        if getattr(record.capture, name) != getattr(capture, name)
+        f"{name.replace('_', ' ')} changed from {before[name]} to {value}"
+        for name, value in now.items()
+        if name != "kernel" and before[name] != value
     ]
+
+
+def _flat(settings: object) -> dict[str, str]:
+    """The settings by name, those of a group of them too, as a person writes them."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type] # callers give dataclasses
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found.update(_flat(value))
+        else:
+            found[field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return found
 
 
 def _kernel(record: ImageRecord, kernel: Kernel) -> list[str]:

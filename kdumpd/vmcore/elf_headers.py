@@ -15,6 +15,7 @@ from pathlib import Path
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.memory import PAGE_SIZE, Segment
 from kdumpd.vmcore.notes import parse_notes
+from kdumpd.vmcore.vmcoreinfo import machine_of
 
 EM_X86_64 = 62
 EM_AARCH64 = 183
@@ -34,8 +35,6 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _MAX_PHNUM = 1 << 20
 _MAX_NOTES = 64 << 20
-# VMCOREINFO lines that only one architecture has.
-_MACHINE_MARKS = {b"NUMBER(phys_base)=": "x86_64", b"NUMBER(kimage_voffset)=": "aarch64"}
 
 _INFO_NAME = "VMCOREINFO"
 _NHDR_SIZE = 12
@@ -132,7 +131,7 @@ def _salvaged(complaint: str, flags: int, machine: str | None, size: int, read: 
     if info is None or not segments:
         raise VmcoreError(complaint)
     if machine is None:
-        machine = next((name for mark, name in _MACHINE_MARKS.items() if mark in info.description), None)
+        machine = machine_of(info.description)
     if machine is None:
         raise VmcoreError(complaint)
     guess = f"{complaint}, says its header; it is read as a core of {machine}, since it has program headers and notes"

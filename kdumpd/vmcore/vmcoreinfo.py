@@ -13,6 +13,9 @@ from collections.abc import Mapping
 
 _TYPED = re.compile(r"(SYMBOL|SIZE|OFFSET|LENGTH|NUMBER)\(([^()]+)\)")
 
+# Lines that only one architecture has (linux: arch/*/kernel/vmcore_info.c).
+_MACHINE_MARKS = {b"NUMBER(phys_base)=": "x86_64", b"NUMBER(kimage_voffset)=": "aarch64"}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Vmcoreinfo:
@@ -75,6 +78,11 @@ def parse_vmcoreinfo(data: bytes) -> Vmcoreinfo:
         else:
             values[(match[1], match[2])] = number
     return Vmcoreinfo(values=values, texts=texts, bad_lines=tuple(bad))
+
+
+def machine_of(data: bytes) -> str | None:
+    """The architecture whose kernel wrote `data`, by uname's name, or None when nothing gives it away."""
+    return next((name for mark, name in _MACHINE_MARKS.items() if mark in data), None)
 
 
 def _number(text: str, base: int) -> int | None:

@@ -74,6 +74,19 @@ def test_a_dump_holds_the_memory_it_was_made_of(options: list[str], core: Path, 
             dump.read(PAGES * PAGE - 7, 8)
 
 
+def test_an_architecture_that_the_header_does_not_name_is_known_by_vmcoreinfo(core: Path, tmp_path: Path) -> None:
+    """As in QEMU's own dumps, whose headers say "Unknown"."""
+    run("-z", core, tmp_path / "dump")
+    with (tmp_path / "dump").open("r+b") as file:
+        header = file.read(464)
+        at = 12 + 4 * 65
+        file.seek(at)
+        file.write(b"Unknown".ljust(65, b"\0"))
+    assert header[at:].startswith(b"x86_64")
+    with DumpedMemory(tmp_path / "dump") as memory:
+        assert memory.machine == "x86_64"
+
+
 def test_filtering_again_leaves_out_more_and_brings_nothing_back(core: Path, tmp_path: Path) -> None:
     run("-d", "0", "-z", core, tmp_path / "all")
     run("-d", "16", "-c", tmp_path / "all", tmp_path / "again")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdumpd.config.model import Action
+from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.image import freshness
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_a_new_image_is_fresh_and_asking_is_quick(built: Built) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"level": 1}, "level changed from 31 to 1"),
+        ({"dump": dataclasses.replace(DEFAULT_DUMP, levels=(1, 31))}, "levels changed from 31 to 1,31"),
         ({"device": "UUID=2"}, "device changed from UUID=1111-aaaa to UUID=2"),
         ({"directory": "/x"}, "directory changed from /crash to /x"),
         ({"final_action": Action.HALT}, "final action changed from reboot to halt"),
