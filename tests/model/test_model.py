@@ -99,7 +99,7 @@ def test_what_others_load_is_never_claimed(folder: Path) -> None:
         # Ours is unloaded and the service sees it; then somebody else loads his own.
         world.machine.write("proc/sys/kernel/kexec_load_disabled", "0")
         world.act(world.engine.unload)
-        world.machine.crash_loaded(True)
+        world.show(True)
         world.act(world.engine.check)
         assert world.status.loaded
         assert not world.status.state.rung.armed

@@ -110,7 +110,8 @@ class World(Bench):
     def _image(self) -> Path:
         return self.machine.root / "var/lib/kdumpd" / RELEASE / "initrd"
 
-    def _show(self, loaded: bool) -> None:
+    def show(self, loaded: bool) -> None:
+        """Lets the kernel say that it holds a capture kernel, or none, by the name that it has for this now."""
         if self.new_names:
             self.machine.write("sys/kernel/kexec/crash_loaded", f"{int(loaded)}\n")
         else:
@@ -118,14 +119,14 @@ class World(Bench):
 
     def _unload_behind(self) -> None:
         self.holds = None
-        self._show(False)
+        self.show(False)
 
     def _load_by_other(self) -> None:
         """Seen empty before: who replaces ours between two looks cannot be told from us."""
         if self.holds is None or not self.holds.ours:
             self.act(self.engine.look)
             self.holds = Held(False, self.memory, self.cpus)
-            self._show(True)
+            self.show(True)
 
     def _boot(self) -> None:
         self._unload_behind()
@@ -191,7 +192,7 @@ class World(Bench):
         else:
             (self.machine.root / "sys/kernel/kexec/crash_loaded").unlink(missing_ok=True)
         self.kernel.new_names = self.new_names
-        self._show(loaded)
+        self.show(loaded)
 
     def _support(self) -> None:
         """A kernel without crash kexec, until the next boot."""
@@ -200,4 +201,4 @@ class World(Bench):
             for name in ("kexec_crash_loaded", "kexec/crash_loaded"):
                 (self.machine.root / "sys/kernel" / name).unlink(missing_ok=True)
         elif not self.shows_loaded():
-            self._show(False)
+            self.show(False)
