@@ -350,6 +350,8 @@ class Engine:
     def _note_unloaded(self, facts: Facts, config: Config) -> bool:
         """The kernel holds nothing: when it held ours before, somebody unloaded it past the service."""
         file = LoadedFile(self._places.run_dir, facts.machine.boot_id)
+        if file.in_progress() and not facts.held:
+            return False  # what appears there next is still ours
         ours = file.read() is not None and not file.interrupted()
         # Otherwise the record would claim whatever somebody else loads next.
         with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LOADED_NAME = "loaded.json"
 LOADING_NAME = "loading.json"
 HELD_NAME = "held.json"
 SEEN_NAME = "seen.json"
+# A load takes a few seconds where the machine is slow; the kernel is empty for a part of them.
+_LOAD_SECONDS = 60.0
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -82,6 +85,14 @@ class LoadedFile:
         """True when a load of this boot was begun and its end never noted."""
         raw = read_json(self._loading)
         return raw is not None and raw.get("boot_id") == self._boot_id
+
+    def in_progress(self) -> bool:
+        """True when a load of this boot was begun a moment ago: a loader outlives the service that asked it."""
+        try:
+            began = self._loading.stat().st_mtime
+        except OSError:
+            return False
+        return self.interrupted() and abs(time.time() - began) < _LOAD_SECONDS
 
     def begin(self, record: LoadedRecord) -> None:
         """Notes that `record` is about to be loaded. Raises OSError."""

@@ -246,6 +246,22 @@ def test_a_service_killed_while_loading_loads_again(bench: Bench) -> None:
     assert len(bench.kernel.calls) == 2
 
 
+def test_a_loader_that_outlived_the_service_is_still_ours(bench: Bench) -> None:
+    """The kernel is empty while it loads: what it holds afterwards is not another's."""
+    bench.engine.check()
+    run = bench.machine.root / "run/kdumpd"
+    (run / "loading.json").write_text((run / "loaded.json").read_text())
+    bench.machine.crash_loaded(False)
+    bench.restart()
+    bench.engine.look()
+    assert bench.rung == "unloaded"
+    bench.machine.crash_loaded(True)
+    bench.engine.look()
+    assert (bench.rung, bench.codes()[0]) == ("loaded-stale", "load-interrupted")
+    bench.engine.check()
+    assert bench.rung == "loaded"
+
+
 def test_a_change_of_the_configuration_leads_to_a_new_image(bench: Bench) -> None:
     bench.engine.check()
     first = bench.machine.image_id()
