@@ -192,10 +192,12 @@ def test_damaged_cores(part: int, whole: list[bytes], tmp_path: Path) -> None:
         begin = time.process_time()
         with damaged(core, raw, mutate(raw, random.Random(number))):
             sentence = dump(core, tmp_path)
+            # libkdumpfile believes a damaged PAGESIZE more than the header of the dump, which is right.
+            sampled = number % 97 == 0 and b"\nPAGESIZE=4096\n" in core.read_bytes()
         found.slowest_sec = max(found.slowest_sec, time.process_time() - begin)
         if sentence is None:
             found.dumps += 1
-            if len(opened) < OPENED_BY_LIBKDUMPFILE and number % 97 == 0:
+            if len(opened) < OPENED_BY_LIBKDUMPFILE and sampled:
                 opened.append((tmp_path / "crash" / "out").rename(tmp_path / f"dump{number}"))
         else:
             assert "\n" not in sentence

@@ -70,8 +70,14 @@ def interrupted(dump: Path, end: int, out: Path) -> Path:
 def test_the_first_tenth_answers_like_the_whole(
     core: Vmcore, whole: dict[str, str], dump: Path, tmp_path: Path
 ) -> None:
-    """Written for real: the file may not grow beyond a tenth, which is to the collector what a full disk is."""
+    """Written for real: the file may not grow beyond a tenth, which is to the collector what a full disk is.
+
+    crash's `mod` reads all of every module, on 6.1 over a megabyte when packed: of the dump of 22 MB that is in the
+    first 13 %.
+    """
     limit = dump.stat().st_size // 10
+    too_much = {"mod"} if (core.kernel, core.levels) == ("6.1", 5) else set()
+    wanted = {name: text for name, text in whole.items() if name not in too_much}
 
     def shrink() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -85,7 +91,8 @@ def test_the_first_tenth_answers_like_the_whole(
     assert done.returncode == 1, done.stderr
     cut = tmp_path / "out.incomplete"
     assert cut.stat().st_size <= limit
-    assert answers(core, cut) == whole
+    found = answers(core, cut)
+    assert {name: found[name] for name in wanted} == wanted
 
 
 @cores(lambda kernel, levels: "arm64" in kernel or kernel == "6.12")
