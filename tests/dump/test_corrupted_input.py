@@ -193,7 +193,7 @@ def test_damaged_cores(part: int, whole: list[bytes], tmp_path: Path) -> None:
         with damaged(core, raw, mutate(raw, random.Random(number))):
             sentence = dump(core, tmp_path)
             # libkdumpfile believes a damaged PAGESIZE more than the header of the dump, which is right.
-            sampled = number % 97 == 0 and b"\nPAGESIZE=4096\n" in core.read_bytes()
+            sampled = number % 97 == 0 and set(re.findall(rb"PAGESIZE=[^\n]*", core.read_bytes())) == {b"PAGESIZE=4096"}
         found.slowest_sec = max(found.slowest_sec, time.process_time() - begin)
         if sentence is None:
             found.dumps += 1
