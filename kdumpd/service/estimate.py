@@ -27,8 +27,8 @@ BITMAP_SHIFT = 12 + 3 - 1
 
 # Until an image was built: a kernel of a distribution, and an image for a local target.
 TYPICAL_KERNEL_BYTES = 48 * MIB
-TYPICAL_PACKED_BYTES = 14 * MIB
-TYPICAL_UNPACKED_BYTES = 48 * MIB
+TYPICAL_PACKED_BYTES = 10 * MIB
+TYPICAL_UNPACKED_BYTES = 30 * MIB
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
