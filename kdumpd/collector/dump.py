@@ -18,12 +18,13 @@ from kdumpd.collector.room import room_for_bitmaps
 from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
 from kdumpd.dumpfile.check import verify_dump
+from kdumpd.dumpfile.codecs import FAST
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.manifest import Region, Step
-from kdumpd.dumpfile.packing import FAST
 from kdumpd.dumpfile.sink import PageWriter, Sink
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError, NoSpaceError
+from kdumpd.vmcore.classify import Classification
 from kdumpd.vmcore.memory import PAGE_SIZE, fill_range
 
 # The phases that `write_dump` and `check_dump` announce.
@@ -93,8 +94,7 @@ def write_plan(
     """As write_dump, for pages that were chosen already; with a `part`, for those in [start, end) alone."""
     found = plan.found
     outcome.level = plan.level
-    outcome.pages = {"total": found.total, "kept": found.kept_count}
-    outcome.pages.update({page_class.name.lower(): count for page_class, count in found.counts.items()})
+    outcome.pages = page_counts(found)
 
     progress.phase("writing what is needed first")
     try:
@@ -117,6 +117,12 @@ def write_plan(
         outcome.pages["written"] = writer.written
     if plan.shortage is not None:
         raise NoSpaceError(plan.shortage)
+
+
+def page_counts(found: Classification) -> dict[str, int]:
+    """The counts of a classification by the names that manifest.json has for them."""
+    counts = {"total": found.total, "kept": found.kept_count}
+    return counts | {page_class.name.lower(): count for page_class, count in found.counts.items()}
 
 
 def summary(size_bytes: int, pages: Mapping[str, int], seconds: float) -> str:

@@ -15,8 +15,8 @@ from kdumpd.collector.sample import SampledPages
 from kdumpd.collector.source import Source
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, Codec, layout
 from kdumpd.dumpfile.manifest import Step
-from kdumpd.dumpfile.ranks import count_bits
 from kdumpd.dumpfile.sink import Sink
+from kdumpd.vmcore.arrays import count_bits
 from kdumpd.vmcore.classify import Classification, copy_bits
 from kdumpd.vmcore.memory import PAGE_SIZE
 
@@ -42,27 +42,21 @@ class Plan:
 def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
     """Classifies for one level after the other until the dump fits. What was decided is added to `source.steps`."""
     room = sink.free_bytes()
-    *others, last = options.levels
-    for level in others:
+    if room is None:
+        level = options.levels[0]
         found = source.classify(level)
-        if room is None:
-            return Plan(level=level, found=found, kept=found.kept, shortage=None)
+        return Plan(level=level, found=found, kept=found.kept, shortage=None)
+    for number, level in enumerate(options.levels, start=1):
+        is_last = number == len(options.levels)
+        found = source.classify(level)
         need = _estimate(source, options, found.kept, found.kept_count, room)
-        if need * _SPARE <= room:
+        if need * (_LAST_CHANCE if is_last else _SPARE) <= room:
+            if is_last and number > 1:
+                reason = f"a dump of level {level} was made instead, of about {size_text(need)}"
+                source.steps.append(Step(f"level-{level}", reason))
             return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
         _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
-    found = source.classify(last)
-    if room is None:
-        return Plan(level=last, found=found, kept=found.kept, shortage=None)
-    need = _estimate(source, options, found.kept, found.kept_count, room)
-    if need * _LAST_CHANCE <= room:
-        if others:
-            source.steps.append(
-                Step(f"level-{last}", f"a dump of level {last} was made instead, of about {size_text(need)}")
-            )
-        return Plan(level=last, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
-    _tell(source, f"not-level-{last}", room, need, f"a dump of level {last}")
-    return _reduced(source, options, last, found, room)
+    return _reduced(source, options, level, found, room)
 
 
 def _reduced(source: Source, options: DumpOptions, level: int, found: Classification, room: int) -> Plan:

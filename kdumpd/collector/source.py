@@ -23,7 +23,8 @@ from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
-from kdumpd.vmcore.classify import Classification, NewBitmap, classify, count_bits, in_memory, keep_all
+from kdumpd.vmcore.arrays import count_bits
+from kdumpd.vmcore.classify import Classification, NewBitmap, classify, in_memory, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages, must_keep
 from kdumpd.vmcore.crosscheck import agreed
 from kdumpd.vmcore.elfcore import ElfCore

@@ -13,8 +13,7 @@ from kdumpd.errors import DumpFormatError, UnsupportedError
 
 Buffer = bytes | bytearray | memoryview
 Pack = Callable[[memoryview], bytes]
-ZSTD_LEVEL = 1
-ZLIB_LEVEL = 1
+FAST = 1  # the level of zstd and of zlib when none is given
 
 
 def packer(codec: Codec, level: int | None = None) -> Pack:
@@ -28,12 +27,12 @@ def packer(codec: Codec, level: int | None = None) -> Pack:
         # The page size as a hint makes the tables small enough for the cache; a frame that does not state its
         # size is 2 bytes shorter, and every reader knows the size of a page.
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            ZSTD_LEVEL if level is None else level, source_size=BLOCK_SIZE, write_content_size=0
+            FAST if level is None else level, source_size=BLOCK_SIZE, write_content_size=0
         )
         compress: Pack = zstandard.ZstdCompressor(compression_params=parameters).compress
         return compress
     if codec is Codec.ZLIB:
-        return lambda page: zlib.compress(page, ZLIB_LEVEL if level is None else level)
+        return lambda page: zlib.compress(page, FAST if level is None else level)
     if codec is Codec.LZO:
         lzo = _library("lzo")
         # Level 1 is lzo1x_1; without the header of python-lzo, which no reader of dumps knows.

@@ -12,6 +12,8 @@ import dataclasses
 import enum
 import struct
 
+import numpy as np
+
 from kdumpd.errors import DumpFormatError
 
 SIGNATURE = b"KDUMP   "
@@ -23,11 +25,12 @@ STATUS_OFFSET = 424  # of the header's status, 4 bytes
 _HEADER = struct.Struct("<8si65s65s65s65s65s65s6xqqIiiIIIIIIi")
 _SUB_HEADER = struct.Struct("<QiiQQqQqQqQQQQ")
 DESCRIPTOR = struct.Struct("<qIIQ")
+DESCRIPTORS = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])  # of a table
 HEADER_SIZE = _HEADER.size
 SUB_HEADER_SIZE = _SUB_HEADER.size
 _U32_MAX = 0xFFFFFFFF
 
-assert (HEADER_SIZE, SUB_HEADER_SIZE, DESCRIPTOR.size) == (464, 104, 24)
+assert (HEADER_SIZE, SUB_HEADER_SIZE, DESCRIPTOR.size, DESCRIPTORS.itemsize) == (464, 104, 24, 24)
 
 
 class Codec(enum.IntEnum):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Status, unpack_headers
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Status, unpack_headers
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import DumpFormatError, VmcoreError
@@ -27,7 +27,6 @@ _MAX_EXTENTS = 1 << 20
 _STEP = 1 << 16  # bytes of bitmap looked at in one go
 _SPAN = 4 << 20  # bytes of page data read in one go
 _CACHED_PAGES = 256
-_DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _VMCOREINFO = b"VMCOREINFO\0\0"
 
 Bytes = npt.NDArray[np.uint8]
@@ -149,14 +148,14 @@ class DumpedMemory(CrashedMemory):
         ranks, there = self._ranks.find(pfns)
         if self.header.split:
             there &= (pfns >= self.header.start_pfn) & (pfns < self.header.end_pfn)
-        found = np.zeros(len(pfns), dtype=_DESCRIPTOR)
+        found = np.zeros(len(pfns), dtype=DESCRIPTORS)
         where = np.flatnonzero(there)
         ranks = ranks[where] - self._first_rank
         for run in np.split(np.arange(len(where)), np.flatnonzero(np.diff(ranks) != 1) + 1):
             if len(run):
                 at = self.header.descriptor_offset + int(ranks[run[0]]) * DESCRIPTOR.size
                 raw = self._file.read_at(at, len(run) * DESCRIPTOR.size)
-                table = np.frombuffer(raw[: len(raw) // DESCRIPTOR.size * DESCRIPTOR.size], dtype=_DESCRIPTOR)
+                table = np.frombuffer(raw[: len(raw) // DESCRIPTOR.size * DESCRIPTOR.size], dtype=DESCRIPTORS)
                 found[where[run[: len(table)]]] = table
         return found
 

@@ -20,10 +20,9 @@ import numpy.typing as npt
 from kdumpd.dumpfile.elflayout import Piece, Runs, pieces
 from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.packing import PackedPages
-from kdumpd.dumpfile.ranks import count_bits
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, UnsupportedError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import count_bits, ints
 from kdumpd.vmcore.elf_headers import INCOMPLETE, MACHINES, PN_XNUM
 from kdumpd.vmcore.memory import PAGE_SIZE, Segment
 

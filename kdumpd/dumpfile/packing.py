@@ -13,12 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kdumpd.dumpfile.codecs import Buffer, Pack, packer
+from kdumpd.dumpfile.codecs import FAST, Buffer, Pack, packer
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
 from kdumpd.dumpfile.native import NativeCompressor, PageBuffer
 from kdumpd.vmcore.arrays import ints
 
-FAST = 1  # the level of zstd and of zlib when none is given
 GROUP = 16
 # 256 bytes of a page, 8 from every 128.
 _SAMPLE = 8

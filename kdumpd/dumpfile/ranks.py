@@ -14,18 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.errors import DumpFormatError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import ONES, ints
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK = 512  # bytes of bitmap between two counts
 _PAGES = _BLOCK * 8
 _STEP = 1 << 18
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.uint8)
-
-
-def count_bits(bits: Bytes) -> int:
-    """How many bits of `bits` are set."""
-    return sum(int(_ONES[bits[at : at + _STEP]].sum(dtype=np.int64)) for at in range(0, len(bits), _STEP))
 
 
 class Ranks:
@@ -40,7 +34,7 @@ class Ranks:
             bits = fetch(at, min(_STEP, size - at))
             if not bits.any():
                 continue
-            ones = _ONES[bits]
+            ones = ONES[bits]
             sums = np.add.reduceat(ones, np.arange(0, len(ones), _BLOCK), dtype=np.int64)
             first = at // _BLOCK
             self._before[first + 1 : first + 1 + len(sums)] = sums
@@ -101,7 +95,6 @@ class Ranks:
         starts = ints(np.flatnonzero(np.diff(blocks, prepend=-1)))
         for first, last in itertools.pairwise([*starts, len(ranks)]):
             block = int(blocks[first])
-            at = block * _BLOCK
-            bits = np.unpackbits(self._fetch(at, min(_BLOCK, self._size - at)), bitorder="little")
+            bits, _ = self._block(block)
             pfns[first:last] = np.flatnonzero(bits)[ranks[first:last] - self._before[block]] + block * _PAGES
         return pfns

@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Codec, Header, Status, unpack_headers
-from kdumpd.dumpfile.ranks import Bytes, Ranks, count_bits
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Codec, Header, Status, unpack_headers
+from kdumpd.dumpfile.ranks import Bytes, Ranks
 from kdumpd.dumpfile.stored import open_stored
 from kdumpd.errors import DumpFormatError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import count_bits, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
 _STEP = 1 << 18  # bytes of bitmap or descriptors looked at in one go
-_DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
 SAMPLE = 64
 _PAGES_AT_ONCE = 4096
@@ -155,7 +154,7 @@ class DiskdumpReader:
             raw = self.bytes_at(self.header.descriptor_offset + first * DESCRIPTOR.size, count * DESCRIPTOR.size)
             if len(raw) < count * DESCRIPTOR.size:
                 raise DumpFormatError(f"{self.path} ends inside its page descriptors")
-            yield first, np.frombuffer(raw, dtype=_DESCRIPTOR)
+            yield first, np.frombuffer(raw, dtype=DESCRIPTORS)
 
 
 def verify(

@@ -22,6 +22,7 @@ from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.diskdump import (
     BLOCK_SIZE,
     DESCRIPTOR,
+    DESCRIPTORS,
     SUB_HEADER_SIZE,
     Codec,
     Header,
@@ -44,8 +45,6 @@ _CHECKPOINT_PAGES = 32 << 10
 _NEAR = 512
 _PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
 _PIECE_ROWS = 1 << 15
-_DESCRIPTOR_DTYPE = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
-assert _DESCRIPTOR_DTYPE.itemsize == DESCRIPTOR.size
 _Table = npt.NDArray[np.void]
 
 
@@ -219,7 +218,7 @@ class DiskdumpWriter:
 
     def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
         ranks = self._ranks.of(pfns) - self._first_rank
-        table = np.zeros(len(pfns), dtype=_DESCRIPTOR_DTYPE)
+        table = np.zeros(len(pfns), dtype=DESCRIPTORS)
         ends = np.cumsum(pages.sizes, dtype=np.int64) + self._end
         is_zero = pages.sizes == 0
         table["offset"] = np.where(is_zero, self._zero_at, ends - pages.sizes)
@@ -267,7 +266,7 @@ class DiskdumpWriter:
             at = self._header.descriptor_offset + first * DESCRIPTOR.size
             if count > len(here):
                 found = self._sink.read_at(at, count * DESCRIPTOR.size).ljust(count * DESCRIPTOR.size, b"\0")
-                span = np.frombuffer(bytearray(found), dtype=_DESCRIPTOR_DTYPE)
+                span = np.frombuffer(bytearray(found), dtype=DESCRIPTORS)
                 span[here - first] = rows
                 rows = span
             self._sink.write_at(at, rows.tobytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What numpy's own types leave open."""
+"""What numpy leaves open: its types, and counting bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
+# How many bits are set in each value of a byte.
+ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.uint8)
+_STEP = 1 << 18
+
+
+def count_bits(bits: npt.NDArray[np.uint8]) -> int:
+    """How many bits of a bitmap are set."""
+    parts = (bits[at : at + _STEP] for at in range(0, len(bits), _STEP))
+    return sum(int(ONES[part].sum(dtype=np.int64)) for part in parts if part.any())
 
 
 def ints(array: npt.NDArray[np.integer[Any]]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import count_bits, ints
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.memory import CrashedMemory, fill_range
 from kdumpd.vmcore.rules import Level, PageClass, Rules
@@ -54,13 +54,6 @@ def present_bitmap(core: CrashedMemory, new_bitmap: NewBitmap = in_memory) -> By
     for start, end in (*((each.start, each.end) for each in core.extents), *core.holes):
         fill_range(bits, start, end)
     return bits
-
-
-def count_bits(bits: Bytes) -> int:
-    """How many bits are set."""
-    step = 1 << 16
-    parts = (bits[at : at + step] for at in range(0, len(bits), step))
-    return sum(int(np.unpackbits(part).sum(dtype=np.int64)) for part in parts if part.any())
 
 
 def copy_bits(source: Bytes, target: Bytes) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from kdumpd.collector.progress import Progress
@@ -39,6 +39,11 @@ class Console:
         """Something that the user should know, and that does not stand in the way."""
         if self.wants(Messages.COMMON):
             print(f"{NAME}: {text}", file=sys.stderr)
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """Notes, each of them once."""
+        for text in dict.fromkeys(texts):
+            self.note(text)
 
     def debug(self, text: str) -> None:
         """For who looks for a fault."""

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
+from kdumpd.collector.dump import PHASES, Outcome, check_dump, page_counts, summary, write_dump
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import Progress, peak_rss, size_text
 from kdumpd.collector.source import Source
@@ -21,6 +21,7 @@ from kdumpd.dumpfile.flattened import FlattenedSink
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import NoSpaceError, UsageError
 from kdumpd.targets.stream import OutputStream
+from kdumpd.vmcore.memory import PAGE_SIZE
 
 _STDOUT_FD = 1
 
@@ -67,8 +68,7 @@ def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptio
         write_dump(source, sink, outcome, DumpOptions.of(options.dump), progress)
         return progress
     finally:
-        for note in dict.fromkeys((*source.notes, *(step.reason for step in source.steps), *outcome.notes)):
-            console.note(note)
+        console.notes((*source.notes, *(step.reason for step in source.steps), *outcome.notes))
 
 
 def _no_space(error: NoSpaceError, partial: Path, outcome: Outcome, *, flattened: bool) -> NoSpaceError:
@@ -128,14 +128,13 @@ def _dry_run(options: CollectorOptions, console: Console) -> int:
     level = options.dump.levels[0]
     with open_source(options, Path(options.operands[0]), console) as source:
         found = source.classify(level)
-        outcome.pages = stats.pages(found)
-        for note in dict.fromkeys(source.notes):
-            console.note(note)
+        outcome.pages = page_counts(found)
+        console.notes(source.notes)
         if options.show_stats or console.wants(Messages.REPORT):
             console.table(stats.table(outcome.pages))
         line = (
             f"level {level} keeps {found.kept_count} of {found.total} pages, "
-            f"{size_text(found.kept_count * 4096)} before they are packed; nothing was written"
+            f"{size_text(found.kept_count * PAGE_SIZE)} before they are packed; nothing was written"
         )
         console.result(line, {**facts(source, outcome, options), "result": "dry-run"})
     return 0

@@ -22,8 +22,7 @@ def log(options: CollectorOptions, console: Console) -> int:
     console.stdout_is_taken = to_stdout
     with open_source(options, Path(vmcore), console) as source:
         lines = source.log_lines(since_clear=options.verb is Verb.PARTIAL_DMESG)
-        for note in dict.fromkeys(source.notes):
-            console.note(note)
+        console.notes(source.notes)
         if not lines and options.verb is Verb.DMESG:
             raise VmcoreError(f"{vmcore} has no log that can be read")
         text = "".join(f"{line}\n" for line in lines)

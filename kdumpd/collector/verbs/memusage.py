@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdumpd.collector.copy import BATCH_PAGES
+from kdumpd.collector.dump import page_counts
 from kdumpd.collector.order import Waiting, batches
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs import stats
@@ -31,11 +32,10 @@ def mem_usage(options: CollectorOptions, console: Console) -> int:
     path = Path(options.operands[0])
     with open_source(options, path, console) as source:
         found = source.classify(_ALL)
-        for note in dict.fromkeys(source.notes):
-            console.note(note)
+        console.notes(source.notes)
         if not any(found.counts.values()):
             raise VmcoreError(f"the pages of {path} cannot be told apart")
-        counts = stats.pages(found)
+        counts = page_counts(found)
         counts["zero"] = _zero(source, found)
         facts = {"result": "complete", "kernel": source.info.release, "pages": counts, "page_size": PAGE_SIZE,
                  "notes": list(dict.fromkeys(source.notes))}  # fmt: skip

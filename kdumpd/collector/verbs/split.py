@@ -69,8 +69,7 @@ def _write(source: Source, outputs: list[Output], options: CollectorOptions, con
             check_dump(output.partial, source, outcome, wanted, progress)
             outcomes.append(outcome)
     finally:
-        for note in dict.fromkeys((*source.notes, *(note for outcome in outcomes for note in outcome.notes))):
-            console.note(note)
+        console.notes((*source.notes, *(note for outcome in outcomes for note in outcome.notes)))
     return outcomes
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdumpd.vmcore.classify import Classification
-
 _NAMES = {
     "total": "pages that the machine has",
     "free": "free",
@@ -21,12 +19,6 @@ _NAMES = {
     "zero": "kept, but zero",
     "unreadable": "could not be read",
 }
-
-
-def pages(found: Classification) -> dict[str, int]:
-    """The counts of a classification by the names that manifest.json has for them."""
-    counts = {"total": found.total, "kept": found.kept_count}
-    return counts | {page_class.name.lower(): count for page_class, count in found.counts.items()}
 
 
 def table(counts: Mapping[str, int]) -> str:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdumpd.dumpfile.ranks import Ranks, count_bits
+from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.errors import DumpFormatError
+from kdumpd.vmcore.arrays import count_bits
 
 PFNS = st.lists(st.integers(0, 40_000), unique=True).map(sorted)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fake_kernel import FOLIO, MIDDLE, NEW, OFFSETS, OLD, PAGES, FakeKernel
 
-from kdumpd.vmcore.classify import classify, count_bits, keep_all
+from kdumpd.vmcore.arrays import count_bits
+from kdumpd.vmcore.classify import classify, keep_all
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.rules import rules_of
