@@ -20,11 +20,12 @@ from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_du
 from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
-from kdumpd.config.model import CaptureConfig
+from kdumpd.config.capture import CaptureConfig, Destination
 from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, FileRecord, Manifest, Result
 from kdumpd.errors import KdumpError, os_reason
-from kdumpd.targets.files import CrashDirectory
-from kdumpd.targets.local import DEVICE_DEADLINE_SEC, mounted, wait_for_device
+from kdumpd.targets.choose import make_target
+from kdumpd.targets.local import DEVICE_DEADLINE_SEC
+from kdumpd.targets.target import Store
 from kdumpd.vmcore.kernel_log import panic_line
 
 _MANIFEST_ROOM = 64 << 10
@@ -82,95 +83,122 @@ def _capture(places: Places, progress: Progress) -> int:
     if panic is not None:
         progress.say(f"the crashed kernel said: {panic}")
 
-    progress.phase(f"mounting {settings.device} ({settings.fstype})")
-    device = wait_for_device(settings.device, places.device_deadline_sec, progress.alive)
     crash_time = source.info.crash_time if source is not None else None
     name = crash_name(settings.hostname, crash_time or started // 1_000_000)
-    with (
-        mounted(device, settings.fstype, places.mountpoint) as root,
-        CrashDirectory.create(root, settings.directory, name) as directory,
-    ):
-        run = _Run(settings, progress, directory, image_id(places.image))
-        manifest = run.save(source, lines, panic, trouble, started)
-    where = f"{settings.directory.rstrip('/')}/{directory.path.name}"
-    return _tell(progress, manifest, where)
-
-
-def _tell(progress: Progress, manifest: Manifest, where: str) -> int:
-    took = (manifest.finished_usec - manifest.started_usec) / 1e6
-    for step in manifest.steps:
-        progress.say(f"{step.step}: {step.reason}")
-    if manifest.result is Result.COMPLETE and manifest.dump is not None:
-        progress.say(f"SAVED {where}/{DUMP_NAME}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
-        return 0
-    progress.say(f"CAPTURE FAILED ({manifest.result}) in {where}: {manifest.reason}")
+    run = _Run(settings, progress, image_id(places.image), started, source, trouble, lines)
+    for destination in settings.destinations:
+        if run.deliver(destination, name, places):
+            return 0
     return 1
 
 
 class _Run:
-    """The files of one crash directory, in their order."""
+    """One crash on its way through the chain of targets."""
 
-    def __init__(self, settings: CaptureConfig, progress: Progress, directory: CrashDirectory, image: str | None):
+    def __init__(
+        self,
+        settings: CaptureConfig,
+        progress: Progress,
+        image: str | None,
+        started: int,
+        source: Source | None,
+        trouble: KdumpError | None,
+        lines: list[str],
+    ) -> None:
+        """`started` in microseconds since 1970. `source` is None when the memory cannot be read at all, for which
+        `trouble` is the reason."""
         self._settings = settings
         self._progress = progress
-        self._directory = directory
         self._image = image
+        self._started = started
+        self._source = source
+        self._trouble = trouble
+        self._lines = lines
+        self._panic = panic_line(lines)
         self._notes: list[str] = []
         self._dump = with_usable_codec(settings.dump, self._notes)
 
-    def save(
-        self, source: Source | None, lines: list[str], panic: str | None, trouble: KdumpError | None, started: int
-    ) -> Manifest:
+    def deliver(self, destination: Destination, name: str, places: Places) -> bool:
+        """Saves the crash there; whether the dump is complete. What goes wrong is told, and noted for the next one."""
+        progress = self._progress
+        progress.phase(f"reaching {destination}")
+        if self._source is not None:
+            self._source.steps.clear()  # they tell of the target before
+        try:
+            target = make_target(destination, places.mountpoint, device_deadline_sec=places.device_deadline_sec)
+            with target.open_crash(name, progress.alive) as store:
+                manifest = self._save(store)
+                where = store.where
+        except KdumpError as error:
+            self._failed(destination, str(error))
+            return False
+        for step in manifest.steps:
+            progress.say(f"{step.step}: {step.reason}")
+        if manifest.result is Result.COMPLETE and manifest.dump is not None:
+            took = (manifest.finished_usec - manifest.started_usec) / 1e6
+            progress.say(f"SAVED {where}/{DUMP_NAME}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
+            return True
+        self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
+        return False
+
+    def _failed(self, destination: Destination, reason: str) -> None:
+        self._progress.say(f"CAPTURE FAILED on {destination}: {reason}")
+        self._notes.append(f"before this target {destination} was tried: {reason}")
+
+    def _save(self, store: Store) -> Manifest:
         """Log, dump, manifest. Only a manifest that cannot be written raises."""
-        with self._directory.create_file(MANIFEST_NAME + ".tmp") as manifest_file:
+        source = self._source
+        with store.create_file(MANIFEST_NAME + ".tmp") as manifest_file:
             try:
                 # A full disk must not take away the file that says that the disk is full.
                 manifest_file.reserve(_MANIFEST_ROOM)
             except KdumpError as error:
                 self._notes.append(str(error))
-            log = self._save_log(lines)
+            log = self._save_log(store)
             outcome = Outcome()
-            reason = str(trouble) if trouble is not None else None
+            reason = str(self._trouble) if self._trouble is not None else None
             dumped = False
             if source is not None:
-                reason = self._save_dump(source, outcome)
+                reason = self._save_dump(store, source, outcome)
                 dumped = outcome.size_bytes > 0
                 if not dumped:
-                    self._directory.remove(INCOMPLETE_NAME)
+                    store.remove(INCOMPLETE_NAME)
                 self._notes.extend(source.notes)
             self._notes.extend(outcome.notes)
-            manifest = self._manifest(source, panic, started, log, outcome, reason, dumped)
+            manifest = self._manifest(log, outcome, reason, dumped)
             text = manifest.to_json().encode()
             manifest_file.write_at(0, text)
             manifest_file.truncate(len(text))
             manifest_file.sync()
-        self._directory.rename(MANIFEST_NAME + ".tmp", MANIFEST_NAME)
+        store.rename(MANIFEST_NAME + ".tmp", MANIFEST_NAME)
         return manifest
 
-    def _save_log(self, lines: list[str]) -> FileRecord | None:
-        if not lines:
+    def _save_log(self, store: Store) -> FileRecord | None:
+        if not self._lines:
             return None
-        data = ("\n".join(lines) + "\n").encode()
+        data = ("\n".join(self._lines) + "\n").encode()
         try:
-            with self._directory.create_file(LOG_NAME) as file:
+            with store.create_file(LOG_NAME) as file:
                 file.write_at(0, data)
                 file.sync()
-            self._directory.sync()
+            store.sync()
         except KdumpError as error:
             self._notes.append(f"the log was not saved: {error}")
             self._progress.say(f"the log was not saved: {error}")
             return None
-        self._progress.say(f"saved {LOG_NAME}: {len(lines)} lines")
+        self._progress.say(f"saved {LOG_NAME}: {len(self._lines)} lines")
         return FileRecord(name=LOG_NAME, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def _save_dump(self, source: Source, outcome: Outcome) -> str | None:
+    def _save_dump(self, store: Store, source: Source, outcome: Outcome) -> str | None:
         """None when the dump is complete and has its final name, else the reason why not."""
         options = DumpOptions.of(self._dump)
         try:
-            with self._directory.create_file(INCOMPLETE_NAME) as file:
+            with store.create_file(INCOMPLETE_NAME) as file:
                 write_dump(source, file, outcome, options, self._progress)
-            check_dump(self._directory.path / INCOMPLETE_NAME, source, outcome, options, self._progress)
-            self._directory.rename(INCOMPLETE_NAME, DUMP_NAME)
+            path = store.local_path(INCOMPLETE_NAME)
+            if path is not None:
+                check_dump(path, source, outcome, options, self._progress)
+            store.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)
         except MemoryError:
@@ -179,16 +207,8 @@ class _Run:
             return f"internal fault: {error!r}"
         return None
 
-    def _manifest(
-        self,
-        source: Source | None,
-        panic: str | None,
-        started: int,
-        log: FileRecord | None,
-        outcome: Outcome,
-        reason: str | None,
-        dumped: bool,
-    ) -> Manifest:
+    def _manifest(self, log: FileRecord | None, outcome: Outcome, reason: str | None, dumped: bool) -> Manifest:
+        source = self._source
         utsname = source.utsname() if source is not None else None
         if source is not None and reason is None:
             result, name = Result.COMPLETE, DUMP_NAME
@@ -204,9 +224,9 @@ class _Run:
             kernel=utsname.release if utsname is not None and utsname.release else self._settings.kernel,
             kernel_version=utsname.version if utsname is not None else "",
             machine=utsname.machine if utsname is not None else "",
-            panic=panic,
+            panic=self._panic,
             crash_time_usec=None if crash_time is None else crash_time * 1_000_000,
-            started_usec=started,
+            started_usec=self._started,
             finished_usec=time.time_ns() // 1000,
             kdumpd_version=kdumpd.__version__,
             image_id=self._image,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kdumpd.config import loading
 from kdumpd.config.core_collector import parse_core_collector
-from kdumpd.config.model import Action, Config, LocalTarget, OnUnload, Problem
+from kdumpd.config.model import Action, Config, OnUnload, Problem
+from kdumpd.config.targets import LocalTarget
 
 CONFIG_FILE = "etc/kdump.conf"
 DROPIN_DIR = "etc/kdump.conf.d"
@@ -93,7 +94,7 @@ def _changes(name: str, value: str) -> dict[str, object]:
         "core_collector": _core_collector,
     }
     if name in _TARGETS:
-        return {"target": _target(name, value)}
+        return {"targets": (_target(name, value),)}
     if name in loading.READERS:
         try:
             return {name: loading.READERS[name](value)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdumpd.config.model import Config
+from kdumpd.config.targets import LocalTarget
 from kdumpd.errors import TargetError
 from kdumpd.host import blockdev
 from kdumpd.host.mounts import read_mounts
@@ -20,9 +21,12 @@ def crash_folder(config: Config, root: Path = Path("/")) -> Path:
 
     Raises TargetError when kdump.conf names a device that is missing or not mounted at this moment.
     """
-    if config.target is None:
+    if not config.targets:
         return root / config.path.lstrip("/")
-    block = blockdev.find_block(config.target.device, root)
+    target = config.targets[0]
+    if not isinstance(target, LocalTarget):
+        raise TargetError(f"the dumps go to '{target}', which this machine does not see", hint="look for them there")
+    block = blockdev.find_block(target.device, root)
     for mount in read_mounts(root):
         number = blockdev.block_by_number(mount.device_number, root)
         if number is None and mount.source.startswith("/dev/"):
@@ -30,6 +34,6 @@ def crash_folder(config: Config, root: Path = Path("/")) -> Path:
         if number == block and mount.root == "/":
             return root / mount.mountpoint.lstrip("/") / config.path.lstrip("/")
     raise TargetError(
-        f"{config.target.device}, which holds the dumps, is not mounted",
-        hint=f"mount it to see them: mount {config.target.device} /mnt",
+        f"{target.device}, which holds the dumps, is not mounted",
+        hint=f"mount it to see them: mount {target.device} /mnt",
     )

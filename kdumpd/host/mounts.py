@@ -13,7 +13,9 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from kdumpd.config.model import Config, LocalTarget
+from kdumpd.config.capture import Destination, LocalDestination
+from kdumpd.config.model import Config
+from kdumpd.config.targets import LocalTarget, Target
 from kdumpd.errors import TargetError, UnsupportedError
 from kdumpd.host import blockdev
 
@@ -36,17 +38,19 @@ class Mount:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedTarget:
-    """Where dumps go, in the capture kernel's words.
+    """Where dumps go: `destination` in the capture kernel's words, and what it rests on here.
 
-    `device` is `UUID=...` where the filesystem has one, else `LABEL=...` or a path below /dev. `directory`
-    lies inside the filesystem. `block` is the kernel's name of the block device (a name in
-    /sys/class/block) on the running machine.
+    A local destination's device is `UUID=...` where the filesystem has one, else `LABEL=...` or a path below /dev.
+    `block` is the kernel's name of the block device (a name in /sys/class/block) on the running machine.
     """
 
-    device: str
-    fstype: str
-    directory: str
+    destination: Destination
     block: str | None
+
+    @property
+    def fstype(self) -> str | None:
+        """The filesystem that the capture kernel has to know."""
+        return self.destination.fstype if isinstance(self.destination, LocalDestination) else None
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
@@ -88,32 +92,37 @@ def mount_of(mounts: tuple[Mount, ...], path: str) -> Mount | None:
     return None if best is None else best[1]
 
 
-def resolve_target(config: Config, root: Path = Path("/")) -> ResolvedTarget:
-    """Turns kdump.conf's target into what the capture kernel is told.
+def resolve_targets(config: Config, root: Path = Path("/")) -> tuple[ResolvedTarget, ...]:
+    """Turns kdump.conf's targets into what the capture kernel is told, in their order.
 
     Raises TargetError when there is no such device, or no block device behind the path; UnsupportedError
     when the device is put together by software (LVM, md, LUKS, ...), which the capture image cannot do.
     """
-    if config.target is not None:
-        return _explicit(config.target, config.path, root)
-    path = real_path(config.path, root)
+    if not config.targets:
+        return (_default(config.path, root),)
+    return tuple(_explicit(target, config.path, root) for target in config.targets)
+
+
+def _default(wanted: str, root: Path) -> ResolvedTarget:
+    """The filesystem that holds the folder `wanted`."""
+    path = real_path(wanted, root)
     mount = mount_of(read_mounts(root), path)
     if mount is None:
-        raise TargetError(f"no mounted filesystem holds {config.path}", hint="name the target in /etc/kdump.conf")
-    block = _block_of(mount, config.path, root)
+        raise TargetError(f"no mounted filesystem holds {wanted}", hint="name the target in /etc/kdump.conf")
+    block = _block_of(mount, wanted, root)
     if mount.fstype == "btrfs" and mount.root != "/":
         raise UnsupportedError(
-            f"{config.path} lies in the btrfs subvolume {mount.root}, which this kdumpd cannot mount by name",
+            f"{wanted} lies in the btrfs subvolume {mount.root}, which this kdumpd cannot mount by name",
             hint="name another target in /etc/kdump.conf, for example: ext4 UUID=...",
         )
     blockdev.require_plain(block, root)
     below = PurePosixPath(path).relative_to(mount.mountpoint)
-    return ResolvedTarget(
+    destination = LocalDestination(
         device=_stable_name(block, mount.source, root),
         fstype=mount.fstype,
         directory=str(PurePosixPath(mount.root) / below),
-        block=block,
     )
+    return ResolvedTarget(destination=destination, block=block)
 
 
 def real_path(path: str, root: Path) -> str:
@@ -140,7 +149,9 @@ def _unescape(field: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-def _explicit(target: LocalTarget, directory: str, root: Path) -> ResolvedTarget:
+def _explicit(target: Target, directory: str, root: Path) -> ResolvedTarget:
+    if not isinstance(target, LocalTarget):
+        raise UnsupportedError(f"dumps cannot be sent to '{target}'", hint="name a filesystem in /etc/kdump.conf")
     block = blockdev.find_block(target.device, root)
     blockdev.require_plain(block, root)
     found = _fstype_of(block, root)
@@ -150,12 +161,12 @@ def _explicit(target: LocalTarget, directory: str, root: Path) -> ResolvedTarget
             hint=f"write: {found} {target.device}",
         )
     named = target.device.startswith(("UUID=", "LABEL="))
-    return ResolvedTarget(
+    destination = LocalDestination(
         device=target.device if named else _stable_name(block, target.device, root),
         fstype=target.fstype,
         directory=str(PurePosixPath(directory)),
-        block=block,
     )
+    return ResolvedTarget(destination=destination, block=block)
 
 
 def _fstype_of(block: str, root: Path) -> str | None:

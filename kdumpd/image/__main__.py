@@ -21,7 +21,7 @@ from typing import Any
 from kdumpd.config import Config, parse_config, read_config
 from kdumpd.errors import BuildError, ConfigError, KdumpError, os_reason
 from kdumpd.host.kernels import find_kernel
-from kdumpd.host.mounts import resolve_target
+from kdumpd.host.mounts import resolve_targets
 from kdumpd.image.builder import BuildRequest, build
 from kdumpd.image.capture import capture_config
 from kdumpd.image.record import ImageRecord
@@ -107,11 +107,11 @@ def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]
     if config.errors:
         raise ConfigError(str(config.errors[0]), hint="correct it, then try again")
     kernel = find_kernel(options.kernel, options.root)
-    resolved = resolve_target(config, options.root)
+    resolved = resolve_targets(config, options.root)
     request = BuildRequest(
         capture=capture_config(config, resolved, os.uname().nodename, kernel.release),
         kernel=kernel,
-        block=resolved.block,
+        targets=resolved,
         output=_output(options),
         root=options.root,
     )

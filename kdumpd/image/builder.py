@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kdumpd
-from kdumpd.config.model import CaptureConfig
+from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
-from kdumpd.host import blockdev
 from kdumpd.host.kernels import Kernel, read_kernel_config
+from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, pyclosure, verify
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
@@ -47,13 +47,13 @@ _NEEDED_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build. `block` is the target's block device (`ResolvedTarget.block`); with None no disk drivers
-    are looked for. `root` is where the kernel's configuration and sysfs are read.
+    """What to build. For `targets` without a block device no disk drivers are looked for. `root` is where the kernel's
+    configuration and sysfs are read.
     """
 
     capture: CaptureConfig
     kernel: Kernel
-    block: str | None
+    targets: tuple[ResolvedTarget, ...]
     output: Path
     root: Path = Path("/")
     interpreter: str = pyclosure.INTERPRETER
@@ -90,8 +90,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     if facts is not None:
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
-    chain = None if request.block is None else blockdev.read_chain(request.block, request.root)
-    paths = kmodules.needed_modules(index, chain, request.capture.fstype, kernel_config)
+    paths = kmodules.modules_for(index, request.targets, kernel_config, request.root)
     contents.add_modules(tree, index, request.kernel.release, paths)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:

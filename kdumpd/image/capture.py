@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the capture kernel is told, put together from kdump.conf and the resolved target; and where init lies."""
+"""What the capture kernel is told, put together from kdump.conf and the resolved targets; and where init lies."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.model import CaptureConfig, Config
+from kdumpd.config.capture import CaptureConfig
+from kdumpd.config.model import Config
 from kdumpd.errors import BuildError
 from kdumpd.host.mounts import ResolvedTarget
 
@@ -14,14 +16,12 @@ _INIT = "initramfs/busybox/init"
 _PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
 
 
-def capture_config(config: Config, resolved: ResolvedTarget, hostname: str, release: str) -> CaptureConfig:
+def capture_config(config: Config, resolved: Sequence[ResolvedTarget], hostname: str, release: str) -> CaptureConfig:
     """The settings of a capture by kernel `release` on machine `hostname`."""
     return CaptureConfig(
         hostname=hostname,
         kernel=release,
-        device=resolved.device,
-        fstype=resolved.fstype,
-        directory=resolved.directory,
+        destinations=tuple(target.destination for target in resolved),
         dump=config.dump,
         final_action=config.final_action,
         failure_action=config.failure_action,

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from kdumpd.config.model import CaptureConfig
+from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, os_reason
 from kdumpd.image import bytecode, elf, kmodules, pyclosure
 from kdumpd.image.cpio import Entry

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import kdumpd
-from kdumpd.config.model import CaptureConfig
+from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import KdumpError
-from kdumpd.host import blockdev
 from kdumpd.host.kernels import Kernel, read_kernel_config
+from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image import kmodules, pyclosure
 from kdumpd.image.capture import find_init
 from kdumpd.image.contents import IMAGE_PACKAGE
@@ -29,12 +30,12 @@ def freshness(
     record: ImageRecord,
     capture: CaptureConfig,
     kernel: Kernel,
-    block: str | None = None,
+    targets: Sequence[ResolvedTarget] = (),
     root: Path = Path("/"),
 ) -> tuple[str, ...]:
     """Why the image of `record` is stale, one sentence each; empty while it is fresh.
 
-    With `block` (the target's block device) the modules it would need now are compared as well.
+    With `targets` the modules they would need now are compared as well.
     """
     reasons = [*_settings(record, capture), *_kernel(record, kernel)]
     if record.kdumpd_version != kdumpd.__version__:
@@ -44,8 +45,8 @@ def freshness(
         more = f" and {len(changed) - _NAMED_FILES} more" if len(changed) > _NAMED_FILES else ""
         reasons.append(f"files in the image changed on the host: {', '.join(changed[:_NAMED_FILES])}{more}")
     reasons.extend(_own_files(record))
-    if block is not None and not reasons:
-        reasons.extend(_modules(record, capture, kernel, block, root))
+    if targets and not reasons:
+        reasons.extend(_modules(record, kernel, targets, root))
     return tuple(reasons)
 
 
@@ -110,11 +111,11 @@ def _own_files(record: ImageRecord) -> list[str]:
         return [error.sentence]
 
 
-def _modules(record: ImageRecord, capture: CaptureConfig, kernel: Kernel, block: str, root: Path) -> list[str]:
+def _modules(record: ImageRecord, kernel: Kernel, targets: Sequence[ResolvedTarget], root: Path) -> list[str]:
     try:
         index = kmodules.read_index(kernel)
         config = read_kernel_config(kernel.release, root)
-        wanted = kmodules.needed_modules(index, blockdev.read_chain(block, root), capture.fstype, config)
+        wanted = kmodules.modules_for(index, targets, config, root)
     except KdumpError as error:
         return [f"the modules for the target cannot be found any more: {error.sentence}"]
     used = [kmodules.module_name(path) for path in record.modules]

@@ -17,8 +17,10 @@ from pathlib import Path, PurePosixPath
 import zstandard
 
 from kdumpd.errors import BuildError
+from kdumpd.host import blockdev
 from kdumpd.host.blockdev import BlockChain, Device
 from kdumpd.host.kernels import Kernel
+from kdumpd.host.mounts import ResolvedTarget
 
 _CHECKSUMS = {
     "ext2": ("crc32c_generic",),
@@ -125,18 +127,36 @@ def read_index(kernel: Kernel) -> ModuleIndex:
     )
 
 
+def modules_for(
+    index: ModuleIndex, targets: Iterable[ResolvedTarget], kernel_config: Mapping[str, str] | None, root: Path
+) -> tuple[str, ...]:
+    """As needed_modules, for all of `targets`; their devices are looked at below `root`."""
+    names: list[str] = []
+    for target in targets:
+        chain = None if target.block is None else blockdev.read_chain(target.block, root)
+        names.extend(_names_for(index, chain, target.fstype, kernel_config))
+    return order(index, names)
+
+
 def needed_modules(
-    index: ModuleIndex, chain: BlockChain | None, fstype: str, kernel_config: Mapping[str, str] | None
+    index: ModuleIndex, chain: BlockChain | None, fstype: str | None, kernel_config: Mapping[str, str] | None
 ) -> tuple[str, ...]:
     """Paths of the modules for the disk and the filesystem, each after what it depends on.
 
     Raises BuildError naming a driver or filesystem this kernel has neither as a module nor built in.
     """
+    return order(index, _names_for(index, chain, fstype, kernel_config))
+
+
+def _names_for(
+    index: ModuleIndex, chain: BlockChain | None, fstype: str | None, kernel_config: Mapping[str, str] | None
+) -> list[str]:
     names: list[str] = []
     for device in () if chain is None else reversed(chain.devices):
         names.extend(_for_device(index, device))
-    names.extend(_for_filesystem(index, fstype, kernel_config or {}))
-    return order(index, names)
+    if fstype is not None:
+        names.extend(_for_filesystem(index, fstype, kernel_config or {}))
+    return names
 
 
 def order(index: ModuleIndex, names: Iterable[str]) -> tuple[str, ...]:

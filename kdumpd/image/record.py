@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kdumpd.config.model import CaptureConfig
+from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, ConfigError, os_reason
 
 FORMAT = 1

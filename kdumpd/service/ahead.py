@@ -19,7 +19,7 @@ from kdumpd.config.parse import read_config
 from kdumpd.errors import CancelledError, KdumpError
 from kdumpd.host.kernels import Kernel, installed_kernels, is_release, traces_of_kernel
 from kdumpd.host.machine import read_machine
-from kdumpd.host.mounts import resolve_target
+from kdumpd.host.mounts import resolve_targets
 from kdumpd.image.record import INITRD_NAME, RECORD_NAME
 from kdumpd.service import pending
 from kdumpd.service.actions import Builder
@@ -95,10 +95,10 @@ class Ahead:
         """Builds the image unless it is fresh. False when the build failed."""
         try:
             config = read_config(self._places.root)
-            target = resolve_target(config, self._places.root)
+            targets = resolve_targets(config, self._places.root)
         except KdumpError:
             return True  # the state names it; with the cure comes another change
-        image = ImageReader(self._places).read(kernel.release, config, kernel, target)
+        image = ImageReader(self._places).read(kernel.release, config, kernel, targets)
         if (image.usable and image.stale is None) or config.errors:
             pending.done(self._places.state_dir, kernel.release)
             return True

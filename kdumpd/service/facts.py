@@ -15,7 +15,7 @@ from kdumpd.host.kernel_image import read_header
 from kdumpd.host.kernels import Kernel, find_kernel
 from kdumpd.host.kexec import has_syscall, read_loaded
 from kdumpd.host.machine import Machine, read_machine, read_present_cpus
-from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_target
+from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_targets
 from kdumpd.host.nextboot import crashkernel_words, read_next_boot
 from kdumpd.host.reservation import has_cma, read_memory_bytes, read_reservation
 from kdumpd.host.security import read_image_appraised, read_security
@@ -45,8 +45,8 @@ def gather(
     request = parse_crashkernel(running)
     reservation = read_reservation(root)
     kernel, kernel_trouble = _find_kernel(machine, root)
-    target, target_trouble = _find_target(config, root)
-    image = images.read(machine.release, config, kernel, target)
+    targets, target_trouble = _find_targets(config, root)
+    image = images.read(machine.release, config, kernel, targets)
     loaded, interrupted = _read_loaded(places, machine)
     memory_bytes = read_memory_bytes(root)
     need = estimate(
@@ -83,7 +83,7 @@ def gather(
             fadump=read_fadump(root),
             cma_missing=request.cma is not None and has_cma(root) is False,
             image_appraised=read_image_appraised(root),
-            free_bytes=_free_bytes(target, root),
+            free_bytes=_free_bytes(targets, root),
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=last_capture(crashes),
         ),
@@ -122,11 +122,12 @@ def last_capture(crashes: tuple[Crash, ...]) -> LastCapture | None:
     )
 
 
-def _free_bytes(target: ResolvedTarget | None, root: Path) -> int | None:
-    if target is None or target.block is None:
+def _free_bytes(targets: tuple[ResolvedTarget, ...], root: Path) -> int | None:
+    """Of the first target, which is the one that is wanted."""
+    if not targets or targets[0].block is None:
         return None
     try:
-        return free_bytes(read_mounts(root), target.block, root)
+        return free_bytes(read_mounts(root), targets[0].block, root)
     except KdumpError:
         return None  # what is not seen proves nothing
 
@@ -138,11 +139,11 @@ def _find_kernel(machine: Machine, root: Path) -> tuple[Kernel | None, Trouble |
         return None, trouble(error)
 
 
-def _find_target(config: Config, root: Path) -> tuple[ResolvedTarget | None, Trouble | None]:
+def _find_targets(config: Config, root: Path) -> tuple[tuple[ResolvedTarget, ...], Trouble | None]:
     try:
-        return resolve_target(config, root), None
+        return resolve_targets(config, root), None
     except KdumpError as error:
-        return None, trouble(error)
+        return (), trouble(error)
 
 
 def _kernel_bytes(kernel: Kernel | None, machine: Machine) -> int | None:

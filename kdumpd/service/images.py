@@ -47,20 +47,20 @@ class ImageReader:
         """The next answer is a fresh one."""
         self._last = None
 
-    def read(self, release: str, config: Config, kernel: Kernel | None, target: ResolvedTarget | None) -> Image:
-        """The image of `release`, judged against what a build would make of `config`, `kernel` and `target` now."""
+    def read(self, release: str, config: Config, kernel: Kernel | None, targets: tuple[ResolvedTarget, ...]) -> Image:
+        """The image of `release`, judged against what a build would make of `config`, `kernel` and `targets` now."""
         folder = self._places.state_dir / release
         path = folder / INITRD_NAME
         stamps = (_stamp(path), _stamp(folder / RECORD_NAME))
-        key = (stamps, config, kernel, target, None if kernel is None else _stamp(kernel.image))
+        key = (stamps, config, kernel, targets, None if kernel is None else _stamp(kernel.image))
         if self._last is not None and self._last.key == key and time.monotonic() < self._last.until:
             return self._last.image
-        image = self._read(folder, path, config, kernel, target)
+        image = self._read(folder, path, config, kernel, targets)
         self._last = _Remembered(key, time.monotonic() + _FRESH_SECONDS, image)
         return image
 
     def _read(
-        self, folder: Path, path: Path, config: Config, kernel: Kernel | None, target: ResolvedTarget | None
+        self, folder: Path, path: Path, config: Config, kernel: Kernel | None, targets: tuple[ResolvedTarget, ...]
     ) -> Image:
         self.sources = frozenset()
         if not path.exists():
@@ -72,9 +72,9 @@ class ImageReader:
             return Image(path=path, present=True, damaged=error.sentence)
         self.sources = frozenset(entry.source.path for entry in record.files if entry.source is not None)
         reasons: tuple[str, ...] = ()
-        if kernel is not None and target is not None and not config.errors:
-            capture = capture_config(config, target, os.uname().nodename, kernel.release)
-            reasons = freshness(record, capture, kernel, target.block, self._places.root)
+        if kernel is not None and targets and not config.errors:
+            capture = capture_config(config, targets, os.uname().nodename, kernel.release)
+            reasons = freshness(record, capture, kernel, targets, self._places.root)
         return Image(
             path=path,
             present=True,

@@ -138,10 +138,12 @@ class OutputFile:
 class CrashDirectory:
     """One new directory for one crash."""
 
-    def __init__(self, fd: int, path: Path, parent_fd: int) -> None:
+    def __init__(self, fd: int, path: Path, parent_fd: int, where: str) -> None:
+        """Takes the descriptors over; `path` is the directory here, `where` inside its filesystem."""
         self._fd = fd
         self._parent_fd = parent_fd
         self.path = path
+        self.where = where
 
     @classmethod
     def create(cls, root: Path, directory: str, name: str) -> CrashDirectory:
@@ -162,7 +164,7 @@ class CrashDirectory:
                 candidate = name if number == 1 else f"{name}-{number}"
                 if _make_directory(candidate, fd, shown / candidate, may_exist=False):
                     inner = _open_directory(Path(candidate), fd, shown / candidate)
-                    created = cls(inner, shown / candidate, fd)
+                    created = cls(inner, shown / candidate, fd, f"{directory.rstrip('/')}/{candidate}")
                     created.sync()
                     return created
             raise TargetError(f"{shown} already holds {_MAX_SAME_NAME} crashes named {name}")
@@ -186,6 +188,10 @@ class CrashDirectory:
             return OutputFile(os.open(name, flags, FILE_MODE, dir_fd=self._fd), name)
         except OSError as error:
             raise _error(error, f"{self.path / name} cannot be made") from error
+
+    def local_path(self, name: str) -> Path:
+        """As Store.local_path: always here."""
+        return self.path / name
 
     def remove(self, name: str) -> None:
         """Takes a file away, which gives its room back; nothing when that fails."""

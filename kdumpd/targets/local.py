@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A filesystem on a block device of this machine: wait for the device, mount, unmount.
+"""A filesystem on a block device of this machine: wait for the device, mount, make a folder, unmount.
 
 Mounting and looking for a label are left to busybox, whose tools are in the image anyway.
 """
@@ -13,11 +13,41 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kdumpd.config.capture import LocalDestination
 from kdumpd.errors import TargetError, os_reason
+from kdumpd.targets.files import CrashDirectory
+from kdumpd.targets.target import Store, Target
 
 DEVICE_DEADLINE_SEC = 30.0
 _TOOL_DEADLINE_SEC = 120.0
 _POLL_SEC = 0.1
+
+
+class LocalDisk(Target):
+    """A destination on a disk; `device_deadline_sec` is how long the device may take to appear."""
+
+    def __init__(
+        self, destination: LocalDestination, mountpoint: Path, device_deadline_sec: float = DEVICE_DEADLINE_SEC
+    ) -> None:
+        self._destination = destination
+        self._mountpoint = mountpoint
+        self._device_deadline_sec = device_deadline_sec
+
+    @property
+    def name(self) -> str:
+        """As the destination."""
+        return str(self._destination)
+
+    @contextlib.contextmanager
+    def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:
+        """As Target.open_crash: the filesystem stays mounted until the end of the block."""
+        wanted = self._destination
+        device = wait_for_device(wanted.device, self._device_deadline_sec, alive)
+        with (
+            mounted(device, wanted.fstype, self._mountpoint) as root,
+            CrashDirectory.create(root, wanted.directory, name) as directory,
+        ):
+            yield directory
 
 
 def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from kdumpd.errors import BuildError
 from kdumpd.host.kernels import find_kernel
 from kdumpd.host.kexec import FILE_UNLOAD, FileLoader
 from kdumpd.host.kexec_pair import OpenPair
-from kdumpd.host.mounts import resolve_target
+from kdumpd.host.mounts import resolve_targets
 from kdumpd.image import ImageRecord, capture_config
 from kdumpd.image.capture import find_init
 from kdumpd.image.contents import IMAGE_PACKAGE, read_source
@@ -242,7 +242,7 @@ class FakeBuilder:
         root = self._machine.root
         config = read_config(root)
         kernel = find_kernel(release, root)
-        capture = capture_config(config, resolve_target(config, root), os.uname().nodename, release)
+        capture = capture_config(config, resolve_targets(config, root), os.uname().nodename, release)
         self.reading += 1
         time.sleep(self.seconds)  # as a real one, it does not see what changes after it began
         data = f"image {self.builds} of {capture.to_json()}".encode() * 50

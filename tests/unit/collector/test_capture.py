@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,23 @@ from kdumpd.collector import capture as capturing
 from kdumpd.collector.capture import Places, capture, crash_name, image_id
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
-from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
+from kdumpd.config.capture import CaptureConfig, LocalDestination
+from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.dumpfile.manifest import Manifest, Result
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
 from kdumpd.errors import KdumpError, NoSpaceError, VmcoreError
 from kdumpd.targets import files
 from kdumpd.targets.files import CrashDirectory
+from kdumpd.targets.target import Target
 
 SETTINGS = CaptureConfig(
-    hostname="host", kernel="6.1.0-fake", device="UUID=0", fstype="ext4", directory="/crash", dump=DEFAULT_DUMP,
-    final_action=Action.REBOOT, failure_action=Action.REBOOT,
-)  # fmt: skip
+    hostname="host",
+    kernel="6.1.0-fake",
+    destinations=(LocalDestination(device="UUID=0", fstype="ext4", directory="/crash"),),
+    dump=DEFAULT_DUMP,
+    final_action=Action.REBOOT,
+    failure_action=Action.REBOOT,
+)
 
 
 @pytest.fixture
@@ -46,9 +54,10 @@ def save(
     """Runs the part between mount and unmount; the manifest as it lies on the disk."""
     progress = Progress(5, stream=io.StringIO())
     with CrashDirectory.create(folder, "crash", "host-1") as directory:
-        run = capturing._Run(SETTINGS, progress, directory, "image")
         source = Source.open(core) if core is not None else None
-        returned = run.save(source, ["one", "two"] if lines is None else lines, "Kernel panic", trouble, 1)
+        lines = ["one", "Kernel panic - not syncing: x", "two"] if lines is None else lines
+        run = capturing._Run(SETTINGS, progress, "image", 1, source, trouble, lines)
+        returned = run._save(directory)
     found = Manifest.from_json((directory.path / "manifest.json").read_text(), "manifest")
     assert found == returned
     assert not (directory.path / "manifest.json.tmp").exists()
@@ -65,7 +74,7 @@ def test_a_whole_capture(core: Path, tmp_path: Path) -> None:
     dump = tmp_path / "crash/host-1/vmcore"
     verify(dump)
     assert manifest.result is Result.COMPLETE
-    assert (manifest.reason, manifest.image_id, manifest.panic) == (None, "image", "Kernel panic")
+    assert (manifest.reason, manifest.image_id, manifest.panic) == (None, "image", "Kernel panic - not syncing: x")
     assert manifest.dump is not None
     assert manifest.log is not None
     assert manifest.dump.size_bytes == dump.stat().st_size
@@ -235,9 +244,14 @@ def test_names_of_crashes_are_harmless(host: str, expected: str) -> None:
     assert crash_name(host, 0) == f"{expected}-19700101T000000Z"
 
 
+MISSING = tuple(
+    LocalDestination(device=f"/dev/no-such-{name}", fstype="ext4", directory="/crash") for name in ("device", "other")
+)
+
+
 def places(tmp_path: Path, core: Path) -> Places:
     settings = tmp_path / "capture.json"
-    settings.write_text(dataclasses.replace(SETTINGS, device="/dev/no-such-device").to_json())
+    settings.write_text(dataclasses.replace(SETTINGS, destinations=MISSING).to_json())
     return Places(
         settings=settings, image=tmp_path / "image.json", vmcore=core, mountpoint=tmp_path / "mnt",
         heartbeat=tmp_path / "alive", device_deadline_sec=0.3,
@@ -247,9 +261,36 @@ def places(tmp_path: Path, core: Path) -> Places:
 def test_a_missing_device_is_one_sentence(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capture(places(tmp_path, core)) == 1
     out = capsys.readouterr().out
-    assert "CAPTURE FAILED: the device /dev/no-such-device did not appear within 0 s" in out
+    for destination in MISSING:
+        assert f"CAPTURE FAILED on {destination}: the device {destination.device} did not appear within 0 s" in out
     assert "Traceback" not in out
     assert (tmp_path / "alive").exists()
+
+
+def test_the_next_target_is_tried_when_one_fails(
+    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, good = tmp_path / "full", tmp_path / "good"
+    full.mkdir()
+    good.mkdir()
+    (full / "crash").write_text("in the way")
+    folders = iter([full, good])
+
+    class Folder(Target):
+        name = "a folder"
+
+        @contextlib.contextmanager
+        def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[CrashDirectory]:
+            with CrashDirectory.create(next(folders), "crash", name) as directory:
+                yield directory
+
+    monkeypatch.setattr(capturing, "make_target", lambda *_, **__: Folder())
+    assert capture(places(tmp_path, core)) == 0
+    (name,) = (path.name for path in (good / "crash").iterdir())
+    manifest = Manifest.from_json((good / "crash" / name / "manifest.json").read_text(), "manifest")
+    assert manifest.result is Result.COMPLETE
+    assert any(note.startswith(f"before this target {MISSING[0]} was tried:") for note in manifest.notes)
+    assert "SAVED" in capsys.readouterr().out
 
 
 def test_missing_settings_are_one_sentence(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from kdumpd.config import (
     Action,
-    CaptureConfig,
     Compression,
     Config,
     DumpSettings,
     LocalTarget,
     parse_config,
     read_config,
+)
+from kdumpd.config.capture import (
+    CaptureConfig,
+    LocalDestination,
+    NfsDestination,
+    RawDestination,
+    SshDestination,
 )
 from kdumpd.config.model import DEFAULT_DUMP
 from kdumpd.errors import ConfigError
@@ -38,10 +44,13 @@ def parse(text: str) -> Config:
         ("path //srv//crash/", Config(path="/srv/crash")),
         ('path "/srv/crash"', Config(path="/srv/crash")),
         ("path\t/srv", Config(path="/srv")),
-        ("ext4 UUID=0123-ab", Config(target=LocalTarget(fstype="ext4", device="UUID=0123-ab"))),
+        ("ext4 UUID=0123-ab", Config(targets=(LocalTarget(fstype="ext4", device="UUID=0123-ab"),))),
         ("ext3 LABEL=/boot", None),
-        ("xfs /dev/disk/by-id/nvme-x.1", Config(target=LocalTarget(fstype="xfs", device="/dev/disk/by-id/nvme-x.1"))),
-        ("ext3 LABEL=dumps", Config(target=LocalTarget(fstype="ext3", device="LABEL=dumps"))),
+        (
+            "xfs /dev/disk/by-id/x.1",
+            Config(targets=(LocalTarget(fstype="xfs", device="/dev/disk/by-id/x.1"),)),
+        ),
+        ("ext3 LABEL=dumps", Config(targets=(LocalTarget(fstype="ext3", device="LABEL=dumps"),))),
         ("core_collector makedumpfile -d 17 -c", Config(dump=DumpSettings(levels=(17,), compression=Compression.ZLIB))),
         (
             "core_collector makedumpfile -l --message-level 7 -d 31",
@@ -140,8 +149,14 @@ def test_any_text_gives_a_config_and_sentences(lines: list[tuple[str, str]]) -> 
     assert all("\n" not in str(problem) or problem.message for problem in found.problems)
 
 
+DESTINATIONS = (
+    LocalDestination(device="UUID=x", fstype="ext4", directory="/crash"),
+    RawDestination(device="/dev/sdb"),
+    NfsDestination(server="fd00::1", export="/export", directory="/crash"),
+    SshDestination(user="kdump", host="db2", port=2222, directory="/crash"),
+)
 CAPTURE = CaptureConfig(
-    hostname="h", kernel="6.1", device="UUID=x", fstype="ext4", directory="/crash", dump=DEFAULT_DUMP,
+    hostname="h", kernel="6.1", destinations=DESTINATIONS, dump=DEFAULT_DUMP,
     final_action=Action.REBOOT, failure_action=Action.HALT,
 )  # fmt: skip
 
@@ -149,6 +164,15 @@ CAPTURE = CaptureConfig(
 def test_the_capture_kernels_settings_travel() -> None:
     text = CAPTURE.to_json()
     assert CaptureConfig.from_json(text, "s") == CAPTURE
-    for bad in ("", "{}", text.replace("31", '"x"'), text.replace("31", "32"), text.replace('"halt"', '"dance"')):
+    for bad in (
+        "",
+        "{}",
+        text.replace("31", '"x"'),
+        text.replace("31", "32"),
+        text.replace('"halt"', '"dance"'),
+        text.replace("2222", '"x"'),
+        text.replace('"raw"', '"tape"'),
+        text.replace("fd00::1", "a").replace('"a"', "1"),
+    ):
         with pytest.raises(ConfigError, match=r"^/s: not a capture configuration"):
             CaptureConfig.from_json(bad, "/s")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdumpd.config.model import Config, LocalTarget
+from kdumpd.config.model import Config
+from kdumpd.config.targets import LocalTarget
 from kdumpd.crashes.index import Standing, find_crash, read_crash, read_crashes
 from kdumpd.crashes.place import crash_folder
 from kdumpd.crashes.text import printable
@@ -183,7 +184,7 @@ def test_the_folder_of_a_device(tmp_path: Path) -> None:
     mountinfo = tmp_path / "proc/self/mountinfo"
     mountinfo.parent.mkdir(parents=True)
     mountinfo.write_text("26 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
-    config = Config(target=LocalTarget(fstype="ext4", device="/dev/sdb"), path="/crash")
+    config = Config(targets=(LocalTarget(fstype="ext4", device="/dev/sdb"),), path="/crash")
     with pytest.raises(TargetError, match="not mounted"):
         crash_folder(config, tmp_path)
     mountinfo.write_text(mountinfo.read_text() + "30 26 8:16 / /mnt/dumps rw - ext4 /dev/sdb rw\n")

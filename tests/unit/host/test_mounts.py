@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdumpd.config.model import Config, LocalTarget
+from kdumpd.config.capture import LocalDestination
+from kdumpd.config.model import Config
+from kdumpd.config.targets import LocalTarget
 from kdumpd.errors import TargetError, UnsupportedError
-from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_target
+from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_targets
 
 if TYPE_CHECKING:
     from conftest import Machine
 
 ROOT = "27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
 PROC = "22 27 0:21 / /proc rw - proc proc rw\n"
+
+
+def resolved(config: Config, root: Path) -> tuple[LocalDestination, str | None]:
+    """The only target, and its block device."""
+    (target,) = resolve_targets(config, root)
+    assert isinstance(target.destination, LocalDestination)
+    return target.destination, target.block
 
 
 @pytest.fixture(autouse=True)
@@ -55,20 +64,20 @@ def test_the_deepest_mount_holds_a_path_and_the_last_of_equal_ones() -> None:
 
 def test_the_default_target_is_the_filesystem_that_holds_the_path(machine: Machine) -> None:
     machine.mounts(ROOT + PROC)
-    target = resolve_target(Config(), machine.root)
+    target, block = resolved(Config(), machine.root)
     assert (target.device, target.fstype) == ("UUID=1111-aaaa", "ext4")
-    assert (target.directory, target.block) == ("/var/crash", "sda1")
+    assert (target.directory, block) == ("/var/crash", "sda1")
 
 
 def test_a_folder_on_a_filesystem_of_its_own_is_named_as_it_is_called_there(machine: Machine) -> None:
     machine.mounts(ROOT + "28 27 8:2 / /var rw - xfs /dev/sda2 rw\n")
-    target = resolve_target(Config(), machine.root)
+    target, _ = resolved(Config(), machine.root)
     assert (target.device, target.fstype, target.directory) == ("UUID=2222-bbbb", "xfs", "/crash")
 
 
 def test_a_bind_mount_leads_to_the_folder_behind_it(machine: Machine) -> None:
     machine.mounts(ROOT + "28 27 8:2 /dumps/all /var/crash rw - ext4 /dev/sda2 rw\n")
-    target = resolve_target(Config(path="/var/crash/mine"), machine.root)
+    target, _ = resolved(Config(path="/var/crash/mine"), machine.root)
     assert (target.device, target.directory) == ("UUID=2222-bbbb", "/dumps/all/mine")
 
 
@@ -76,8 +85,8 @@ def test_a_symbolic_link_in_the_path_is_followed(machine: Machine) -> None:
     machine.mounts(ROOT + "28 27 8:2 / /data rw - ext4 /dev/sda2 rw\n")
     (machine.root / "var").mkdir()
     (machine.root / "var/crash").symlink_to("/data/crash")
-    target = resolve_target(Config(), machine.root)
-    assert (target.block, target.directory) == ("sda2", "/crash")
+    target, block = resolved(Config(), machine.root)
+    assert (block, target.directory) == ("sda2", "/crash")
 
 
 def test_links_that_go_round_in_circles_are_told(tmp_path: Path) -> None:
@@ -89,24 +98,24 @@ def test_links_that_go_round_in_circles_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["UUID=2222-BBBB", "LABEL=crash disk", "/dev/sda2", "/dev/disk/by-uuid/2222-bbbb"])
 def test_an_explicit_target_is_found_by_any_of_its_names(machine: Machine, device: str) -> None:
-    config = Config(target=LocalTarget(fstype="ext4", device=device), path="/dumps")
-    target = resolve_target(config, machine.root)
-    assert (target.block, target.directory) == ("sda2", "/dumps")
+    config = Config(targets=(LocalTarget(fstype="ext4", device=device),), path="/dumps")
+    target, block = resolved(config, machine.root)
+    assert (block, target.directory) == ("sda2", "/dumps")
     assert target.device == (device if "=" in device else "UUID=2222-bbbb")
 
 
 @pytest.mark.parametrize("device", ["UUID=3333", "LABEL=nothing", "/dev/sdz9"])
 def test_a_device_that_is_missing_is_named(machine: Machine, device: str) -> None:
     with pytest.raises(TargetError, match=device) as caught:
-        resolve_target(Config(target=LocalTarget(fstype="ext4", device=device)), machine.root)
+        resolved(Config(targets=(LocalTarget(fstype="ext4", device=device),)), machine.root)
     assert caught.value.hint
 
 
 def test_an_explicit_target_of_another_filesystem_is_refused(machine: Machine) -> None:
     machine.mounts(ROOT + "28 27 8:2 / /dumps rw - xfs /dev/sda2 rw\n")
     with pytest.raises(TargetError, match=r"holds xfs, but /etc/kdump\.conf says ext4"):
-        resolve_target(Config(target=LocalTarget(fstype="ext4", device="/dev/sda2")), machine.root)
-    assert resolve_target(Config(target=LocalTarget(fstype="ext3", device="/dev/sda1")), machine.root).fstype == "ext3"
+        resolved(Config(targets=(LocalTarget(fstype="ext4", device="/dev/sda2"),)), machine.root)
+    assert resolved(Config(targets=(LocalTarget(fstype="ext3", device="/dev/sda1"),)), machine.root)[0].fstype == "ext3"
 
 
 @pytest.mark.parametrize(
@@ -123,13 +132,13 @@ def test_what_a_capture_kernel_could_not_mount_is_refused(
 ) -> None:
     machine.mounts(ROOT + line)
     with pytest.raises(error, match=words):
-        resolve_target(Config(), machine.root)
+        resolved(Config(), machine.root)
 
 
 def test_btrfs_with_its_number_of_its_own_is_found_by_its_source(machine: Machine) -> None:
     machine.mounts(ROOT + "28 27 0:40 / /var rw - btrfs /dev/sda2 rw\n")
-    target = resolve_target(Config(), machine.root)
-    assert (target.block, target.directory) == ("sda2", "/crash")
+    target, block = resolved(Config(), machine.root)
+    assert (block, target.directory) == ("sda2", "/crash")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +149,7 @@ def test_stacked_devices_are_refused_by_their_kind(machine: Machine, uuid: str, 
     machine.virtual("dm-0", "253:0", {"dm/uuid": uuid})
     machine.mounts(ROOT + "28 27 253:0 / /var rw - ext4 /dev/mapper/x rw\n")
     with pytest.raises(UnsupportedError, match=words):
-        resolve_target(Config(), machine.root)
+        resolved(Config(), machine.root)
 
 
 def test_an_md_array_and_a_memory_disk_are_refused(machine: Machine) -> None:
@@ -149,26 +158,26 @@ def test_an_md_array_and_a_memory_disk_are_refused(machine: Machine) -> None:
     for number, words in (("9:0", "md"), ("254:0", "virtual block device")):
         machine.mounts(ROOT + f"28 27 {number} / /var rw - ext4 /dev/x rw\n")
         with pytest.raises(UnsupportedError, match=words):
-            resolve_target(Config(), machine.root)
+            resolved(Config(), machine.root)
 
 
 def test_a_root_mounted_by_the_kernel_itself_gets_its_real_name(machine: Machine) -> None:
     machine.disk("vdb", "254:16")
     machine.mounts("27 1 254:16 / / rw - ext4 /dev/root rw\n")
-    assert resolve_target(Config(), machine.root).device == "/dev/vdb"
+    assert resolved(Config(), machine.root)[0].device == "/dev/vdb"
 
 
 def test_without_mountinfo_the_reason_is_told(machine: Machine) -> None:
     with pytest.raises(TargetError, match="cannot be listed"):
-        resolve_target(Config(), machine.root)
+        resolved(Config(), machine.root)
 
 
 def test_this_machine_resolves_or_says_why() -> None:
     try:
-        target = resolve_target(Config(path="/"))
+        target, block = resolved(Config(path="/"), Path("/"))
     except (TargetError, UnsupportedError) as error:
         assert error.hint
     else:
         assert target.directory.startswith("/")
-        assert target.block is not None
-        assert Path("/sys/class/block", target.block).exists()
+        assert block is not None
+        assert Path("/sys/class/block", block).exists()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kdumpd.config.model import DEFAULT_DUMP, Action, CaptureConfig
+from kdumpd.config.capture import CaptureConfig, LocalDestination
+from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.host.kernels import Kernel
+from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image.builder import BuildRequest, build
 
 if TYPE_CHECKING:
@@ -37,17 +39,22 @@ def make_kernel(root: Path) -> Kernel:
 
 def make_request(root: Path, output: Path, kernel: Kernel) -> BuildRequest:
     """A build for the kernel below `root`."""
+    destination = LocalDestination(device="UUID=1111-aaaa", fstype="xfs", directory="/crash")
     capture = CaptureConfig(
         hostname="db1",
         kernel=RELEASE,
-        device="UUID=1111-aaaa",
-        fstype="xfs",
-        directory="/crash",
+        destinations=(destination,),
         dump=DEFAULT_DUMP,
         final_action=Action.REBOOT,
         failure_action=Action.POWEROFF,
     )
-    return BuildRequest(capture=capture, kernel=kernel, block=None, output=output, root=root)
+    return BuildRequest(
+        capture=capture,
+        kernel=kernel,
+        targets=(ResolvedTarget(destination=destination, block=None),),
+        output=output,
+        root=root,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,8 @@ def test_a_build_answers_with_one_line_of_json_and_passes_its_check(root: Path) 
     assert facts["path"] == str(root / "var/lib/kdumpd" / RELEASE)
     assert facts["modules"] == 2
     record = json.loads(Path(facts["path"], "image.json").read_text())
-    assert record["capture"]["device"] == "UUID=1111-aaaa"
-    assert record["capture"]["directory"] == "/var/crash"
+    assert record["capture"]["destinations"][0]["device"] == "UUID=1111-aaaa"
+    assert record["capture"]["destinations"][0]["directory"] == "/var/crash"
     checked = _run("check", facts["path"], "--json")
     assert json.loads(checked.stdout)["image_id"] == facts["image_id"]
     Path(facts["path"], "initrd").write_bytes(b"")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kdumpd.config.capture import LocalDestination
 from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.image import freshness
 
@@ -22,7 +23,7 @@ Built = tuple["BuildRequest", "ImageRecord"]
 
 
 def _ask(request: BuildRequest, record: ImageRecord) -> tuple[str, ...]:
-    return freshness(record, request.capture, request.kernel, request.block, request.root)
+    return freshness(record, request.capture, request.kernel, request.targets, request.root)
 
 
 def test_a_new_image_is_fresh_and_asking_is_quick(built: Built) -> None:
@@ -35,8 +36,10 @@ def test_a_new_image_is_fresh_and_asking_is_quick(built: Built) -> None:
     ("change", "words"),
     [
         ({"dump": dataclasses.replace(DEFAULT_DUMP, levels=(1, 31))}, "levels changed from 31 to 1,31"),
-        ({"device": "UUID=2"}, "device changed from UUID=1111-aaaa to UUID=2"),
-        ({"directory": "/x"}, "directory changed from /crash to /x"),
+        (
+            {"destinations": (LocalDestination(device="UUID=2", fstype="xfs", directory="/x"),)},
+            "destinations changed from /crash on UUID=1111-aaaa (xfs) to /x on UUID=2 (xfs)",
+        ),
         ({"final_action": Action.HALT}, "final action changed from reboot to halt"),
         ({"hostname": "db2"}, "hostname changed from db1 to db2"),
     ],
@@ -44,7 +47,7 @@ def test_a_new_image_is_fresh_and_asking_is_quick(built: Built) -> None:
 def test_a_changed_setting_is_told(built: Built, change: dict[str, object], words: str) -> None:
     request, record = built
     capture = dataclasses.replace(request.capture, **change)  # type: ignore[arg-type]
-    assert freshness(record, capture, request.kernel, None, request.root) == (words,)
+    assert freshness(record, capture, request.kernel, (), request.root) == (words,)
 
 
 def test_another_kernel_is_told(built: Built) -> None:
@@ -118,9 +121,9 @@ def test_a_room_that_got_a_new_file_is_told(built: Built) -> None:
 def test_a_target_that_needs_other_modules_is_told(built: Built) -> None:
     request, record = built
     block = next(path.name for path in sorted(Path("/sys/class/block").iterdir()) if path.name.startswith("loop"))
-    request = dataclasses.replace(request, block=block)
-    fresh = freshness(record, request.capture, request.kernel, block, Path("/"))
+    targets = (dataclasses.replace(request.targets[0], block=block),)
+    fresh = freshness(record, request.capture, request.kernel, targets, Path("/"))
     assert fresh == ()
     stale = dataclasses.replace(record, modules=("/usr/lib/modules/x/kernel/fs/ext4/ext4.ko",))
-    (reason,) = freshness(stale, request.capture, request.kernel, block, Path("/"))
+    (reason,) = freshness(stale, request.capture, request.kernel, targets, Path("/"))
     assert reason == "the target needs the modules libcrc32c xfs now"

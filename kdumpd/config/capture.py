@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the capture kernel is told: kdump.conf after the host has resolved it, so that nothing is guessed after a crash.
+
+It travels in the image as JSON (`/etc/kdumpd/capture.json`): the file of a person is parsed once, on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, TypeAlias
+
+from kdumpd.config.model import Action, DumpSettings
+from kdumpd.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDestination:
+    """A folder of a filesystem on a block device.
+
+    `device` is `UUID=...`, `LABEL=...` or a path below /dev. `directory` is the folder for crashes *inside* the
+    filesystem, e.g. "/crash" where the host sees /var/crash on a separate /var.
+    """
+
+    device: str
+    fstype: str
+    directory: str
+
+    def __str__(self) -> str:
+        return f"{self.directory} on {self.device} ({self.fstype})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RawDestination:
+    """A whole block device, without a filesystem."""
+
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.device} (raw)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NfsDestination:
+    """A folder below what a server exports."""
+
+    server: str
+    export: str
+    directory: str
+
+    def __str__(self) -> str:
+        host = f"[{self.server}]" if ":" in self.server else self.server
+        return f"{self.directory} on {host}:{self.export} (nfs)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SshDestination:
+    """A folder of an account on another machine."""
+
+    user: str
+    host: str
+    port: int
+    directory: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port != 22 else ""
+        return f"{self.directory} on {self.user}@{host}{port} (ssh)"
+
+
+Destination: TypeAlias = LocalDestination | RawDestination | NfsDestination | SshDestination
+_KINDS: dict[str, type[Destination]] = {
+    "local": LocalDestination,
+    "raw": RawDestination,
+    "nfs": NfsDestination,
+    "ssh": SshDestination,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureConfig:
+    """All that the collector has to know in the capture kernel.
+
+    `destinations` are tried in their order until one has the dump. `kernel` is the release of the kernel this image
+    was made for.
+    """
+
+    hostname: str
+    kernel: str
+    destinations: tuple[Destination, ...]
+    dump: DumpSettings
+    final_action: Action
+    failure_action: Action
+
+    def to_json(self) -> str:
+        """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
+        raw = dataclasses.asdict(self)
+        raw["destinations"] = [
+            {"kind": _NAMES[type(destination)], **dataclasses.asdict(destination)} for destination in self.destinations
+        ]
+        return json.dumps(raw, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> CaptureConfig:
+        """Reads what `to_json` wrote. Raises ConfigError naming `source` for anything else."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
+            for name in ("hostname", "kernel"):
+                _require(fields[name], str, name)
+            fields["destinations"] = tuple(map(_destination, fields["destinations"]))
+            fields["dump"] = DumpSettings.from_dict(fields["dump"])
+            fields["final_action"] = Action(fields["final_action"])
+            fields["failure_action"] = Action(fields["failure_action"])
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{source}: not a capture configuration: {error!r}",
+                hint="rebuild the image: kdumpctl rebuild",
+            ) from error
+
+
+def _destination(raw: dict[str, Any]) -> Destination:
+    kind = _KINDS[raw["kind"]]
+    fields = {field.name: raw[field.name] for field in dataclasses.fields(kind)}
+    for name, value in fields.items():
+        _require(value, int if name == "port" else str, name)
+    return kind(**fields)
+
+
+def _require(value: object, kind: type, name: str) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} is not {'a number' if kind is int else 'text'}")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every place for dumps can do: the interface between the collector and local disks, raw devices, NFS and SSH.
+
+A crash is a handful of files that get their final names only when their bytes are safe. A target makes room for one
+crash as a `Store`; whatever connection, mount or lock that needs lasts as long as its `with` block, and an error at its
+end means that nothing that was written counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from kdumpd.dumpfile.sink import Sink
+
+
+class StoredFile(Sink, AbstractContextManager["StoredFile"], Protocol):
+    """A new file of a crash; the end of its `with` block closes it, and raises what the target has to say then."""
+
+    def truncate(self, size: int) -> None:
+        """Cuts the file to `size` bytes."""
+
+
+class Store(Protocol):
+    """The files of one crash. Every method raises TargetError, or NoSpaceError where the target is full."""
+
+    @property
+    def where(self) -> str:
+        """The place, for a person."""
+
+    def create_file(self, name: str) -> StoredFile:
+        """A new file that nobody else can read, an error when the name is taken."""
+
+    def remove(self, name: str) -> None:
+        """Takes a file away, which gives its room back; nothing when that fails."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives a file its final name and makes that durable."""
+
+    def sync(self) -> None:
+        """Makes the names of the files durable."""
+
+    def local_path(self, name: str) -> Path | None:
+        """Where the file can be opened on this machine; None where only the target can read it."""
+
+
+class Target(ABC):
+    """One entry of the chain of targets."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The target, for a person."""
+
+    @abstractmethod
+    def open_crash(self, name: str, alive: Callable[[], None]) -> AbstractContextManager[Store]:
+        """Reaches the target and makes a place for a crash there, called `name` or something like it if that is taken.
+
+        Calls `alive` while it waits. Raises TargetError when the target cannot be reached or refuses.
+        """
