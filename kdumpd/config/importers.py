@@ -202,7 +202,7 @@ def _suse_target(value: str) -> _Pairs:
         user, at, address = host.rpartition("@")
         if ":" in user:
             raise _NoEquivalentError("a password in KDUMP_SAVEDIR is not taken over: use a key, see sshkey")
-        return [("ssh", f"{user}{at}{address}"), ("path", f"/{path}")]
+        return [("ssh", f"{user if at else 'root'}@{address}"), ("path", f"/{path}")]
     raise _NoEquivalentError(f"'{scheme}:' is not a target of kdumpd; use a filesystem, nfs or ssh")
 
 

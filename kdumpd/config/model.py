@@ -104,7 +104,8 @@ class Problem:
 class Config:
     """kdump.conf and its drop-ins, merged.
 
-    `targets` are tried in their order; without one it is the filesystem that holds `path`.
+    `targets` are tried in their order; without one it is the filesystem that holds `path`. `sshkey` is the file of the
+    private key for ssh targets, None for kdumpd's own.
 
     The last fields are about loading: `commandline` stands in for the running kernel's, `nr_cpus` is None for the
     service's own choice.
@@ -112,6 +113,7 @@ class Config:
 
     targets: tuple[Target, ...] = ()
     path: str = DEFAULT_PATH
+    sshkey: str | None = None
     dump: DumpSettings = DEFAULT_DUMP
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT

@@ -89,6 +89,8 @@ def test_suse() -> None:
         ("KDUMP_SAVEDIR=/srv/dumps", "path /srv/dumps"),
         ("KDUMP_SAVEDIR=cifs://host/share", "'cifs:' is not a target"),
         ("KDUMP_SAVEDIR=ssh://me:secret@host/crash", "a password"),
+        ("KDUMP_SAVEDIR=ssh://[fd00::1]:2222/crash", "ssh root@[fd00::1]:2222\npath /crash"),
+        ("KDUMP_SAVEDIR=nfs://host/export", "nfs host:/export"),
         ("KDUMP_SAVEDIR=relative", "path must begin with a slash"),
         ("KDUMP_DUMPFORMAT=ELF", "the format 'ELF'"),
         ("KDUMP_DUMPFORMAT=snappy", "core_collector makedumpfile -p -d 31"),
