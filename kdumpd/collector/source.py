@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kdumpd.dumpfile.diskdump import SIGNATURE, Utsname
 from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
 from kdumpd.dumpfile.manifest import Step
+from kdumpd.dumpfile.stored import is_encrypted
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.arrays import count_bits
@@ -47,13 +48,15 @@ def open_memory(path: Path) -> CrashedMemory:
     """Whatever kind of file `path` is, by how it begins. Raises VmcoreError."""
     try:
         with path.open("rb", buffering=0) as file:
-            start = file.read(16)
+            start = file.read(32)
     except OSError as error:
         raise VmcoreError(f"{path} cannot be opened: {os_reason(error)}") from error
     if start.startswith((SIGNATURE, FLATTENED)):
         from kdumpd.dumpfile.dumped import DumpedMemory
 
         return DumpedMemory(path)
+    if is_encrypted(start):
+        raise VmcoreError(f"{path} is encrypted", hint=f"kdumpctl decrypt {path} comes first")
     try:
         return ElfCore(path)  # which also knows a core by its notes
     except VmcoreError as error:

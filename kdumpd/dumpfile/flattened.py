@@ -11,17 +11,19 @@ format's only mark of completeness, so it is sent when the dump inside is comple
 from __future__ import annotations
 
 import array
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.sink import Stream
-from kdumpd.errors import DumpFormatError, UnsupportedError, os_reason
+from kdumpd.errors import DumpFormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from kdumpd.dumpfile.stored import Stored
 
 SIGNATURE = b"makedumpfile\0\0\0\0"
 HEADER_SIZE = 4096
@@ -141,16 +143,17 @@ def _exactly(read: Read, size: int) -> bytes:
 
 
 class FlattenedFile:
-    """A flattened dump in a file, read as the dump that it holds. `complete` is whether the end record is there."""
+    """A flattened dump in a file, read as the dump that it holds. `complete` is whether the end record is there, in a
+    file that is complete itself."""
 
-    def __init__(self, fd: int, path: Path) -> None:
-        """Takes `fd` over. Reads the heads of all records: 24 bytes of memory for each.
+    def __init__(self, file: Stored) -> None:
+        """Takes `file` over. Reads the heads of all records: 24 bytes of memory for each.
 
         Raises DumpFormatError when this is no flattened dump or a record makes no sense.
         """
-        self.name = str(path)
-        self._fd = fd
-        check_header(os.pread(fd, HEADER_SIZE, 0), self.name)
+        self.name = file.name
+        self._file = file
+        check_header(file.read_at(0, HEADER_SIZE), self.name)
         self.complete = False
         starts, sizes, places = self._index()
         order = np.argsort(starts, kind="stable")
@@ -165,20 +168,19 @@ class FlattenedFile:
 
     def _index(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         starts, sizes, places = array.array("q"), array.array("q"), array.array("q")
-        file_size = os.fstat(self._fd).st_size
         at = HEADER_SIZE
         while True:
-            head = os.pread(self._fd, _RECORD.size, at)
+            head = self._file.read_at(at, _RECORD.size)
             if len(head) < _RECORD.size:
                 break
             offset, size = _RECORD.unpack(head)
             if (offset, size) == (_END, _END):
-                self.complete = True
+                self.complete = self._file.complete
                 break
             if offset < 0 or size <= 0 or offset + size >= 1 << 63:
                 raise DumpFormatError(f"{self.name} has a record of {size} bytes for offset {offset} at {at}")
             at += _RECORD.size
-            size = min(size, file_size - at)
+            size = min(size, self._file.size - at)
             if size <= 0:
                 break
             starts.append(offset)
@@ -198,25 +200,17 @@ class FlattenedFile:
         if last == first + 1:
             start, place = int(self._starts[first]), int(self._places[first])
             if start <= offset and offset + size <= start + int(self._sizes[first]):
-                return self._pread(size, place + offset - start)
+                return self._file.read_at(place + offset - start, size)
         out = bytearray(size)
         # Of records that overlap the later in the stream holds.
         for index in sorted(range(first, last), key=lambda each: int(self._order[each])):
             start, length = int(self._starts[index]), int(self._sizes[index])
             begin, end = max(start, offset), min(start + length, offset + size)
             if begin < end:
-                data = self._pread(end - begin, int(self._places[index]) + begin - start)
+                data = self._file.read_at(int(self._places[index]) + begin - start, end - begin)
                 out[begin - offset : begin - offset + len(data)] = data
         return bytes(out)
 
-    def _pread(self, size: int, at: int) -> bytes:
-        try:
-            return os.pread(self._fd, size, at)
-        except OSError as error:
-            raise DumpFormatError(f"{self.name} cannot be read at {at}: {os_reason(error)}") from error
-
     def close(self) -> None:
         """Closing twice is harmless."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()

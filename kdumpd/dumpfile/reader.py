@@ -11,7 +11,7 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from kdumpd.errors import DumpFormatError
 from kdumpd.vmcore.arrays import count_bits, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
+if TYPE_CHECKING:
+    from kdumpd.dumpfile.sealed import FileKey
+
 _STEP = 1 << 18  # bytes of bitmap or descriptors looked at in one go
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
 SAMPLE = 64
@@ -35,9 +38,9 @@ Pfns = npt.NDArray[np.int64]
 class DiskdumpReader:
     """An open dump. Raises DumpFormatError when the file is no dump or contradicts itself."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, find_key: FileKey | None = None) -> None:
         self.path = path
-        self._file = open_stored(path)
+        self._file = open_stored(path, find_key)
         self.size = self._file.size
         try:
             main, sub = self.bytes_at(0, BLOCK_SIZE), self.bytes_at(BLOCK_SIZE, BLOCK_SIZE)
@@ -164,15 +167,16 @@ def verify(
     memory: CrashedMemory | None = None,
     needed: Mapping[str, Pfns] | None = None,
     unreadable: Collection[int] = (),
+    find_key: FileKey | None = None,
 ) -> int:
     """Opens the dump at `path` as a reader would: headers, bitmaps, every descriptor, and some pages unpacked.
 
     `sample` pages are taken at random, and the last one, which is the first to be missing from a file that is too
     short; None takes all of them. `needed` pages, by what they are, must be there. What is unpacked is compared with
-    `memory`, but for the pages that were `unreadable` there. Returns how many pages were unpacked. Raises
-    DumpFormatError with the first contradiction.
+    `memory`, but for the pages that were `unreadable` there. `find_key` is for a dump that is encrypted. Returns how
+    many pages were unpacked. Raises DumpFormatError with the first contradiction.
     """
-    with DiskdumpReader(path) as dump:
+    with DiskdumpReader(path, find_key) as dump:
         if dump.incomplete:
             raise DumpFormatError(f"{path} says of itself that it is incomplete")
         _check_bitmaps(dump)

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A dump that lies in a file, read at any offset, whether it lies there as it is or flattened."""
+"""A dump that lies in a file, read at any offset, whether it lies there as it is, flattened or encrypted."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kdumpd.dumpfile.flattened import HEADER_SIZE, FlattenedFile, is_flattened
 from kdumpd.errors import DumpFormatError, os_reason
+
+if TYPE_CHECKING:
+    from kdumpd.dumpfile.sealed import FileKey
+
+AGE_VERSION = b"age-encryption.org/v1"
 
 
 class Stored(Protocol):
@@ -54,8 +59,33 @@ class PlainFile:
             os.close(fd)
 
 
-def open_stored(path: Path) -> Stored:
-    """Raises DumpFormatError when `path` cannot be opened, or begins as a flattened dump and is none."""
+def open_stored(path: Path, find_key: FileKey | None = None) -> Stored:
+    """The dump at `path`; one that is encrypted with the key that `find_key` finds.
+
+    Raises DumpFormatError when `path` cannot be opened, begins as a flattened dump and is none, or is encrypted and
+    there is no way to a key.
+    """
+    file: Stored = open_plain(path)
+    try:
+        if is_encrypted(file.read_at(0, HEADER_SIZE)):
+            if find_key is None:
+                raise DumpFormatError(f"{path} is encrypted", hint="kdumpctl decrypt comes first")
+            from kdumpd.dumpfile.sealed import SealedFile
+
+            file = SealedFile(file, find_key)
+        return FlattenedFile(file) if is_flattened(file.read_at(0, HEADER_SIZE)) else file
+    except BaseException:
+        file.close()
+        raise
+
+
+def is_encrypted(start: bytes) -> bool:
+    """Whether a file that begins with `start` is one of age(1). Here, as dumpfile.age is only loaded for such."""
+    return start.startswith(AGE_VERSION + b"\n")
+
+
+def open_plain(path: Path) -> PlainFile:
+    """The file at `path` as it is. Raises DumpFormatError when it cannot be opened."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -63,8 +93,7 @@ def open_stored(path: Path) -> Stored:
     try:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             raise DumpFormatError(f"{path} cannot be read: it is a directory")
-        flat = is_flattened(os.pread(fd, HEADER_SIZE, 0))
-        return FlattenedFile(fd, path) if flat else PlainFile(fd, path)
+        return PlainFile(fd, path)
     except OSError as error:
         os.close(fd)
         raise DumpFormatError(f"{path} cannot be read: {os_reason(error)}") from error

@@ -78,6 +78,7 @@ def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
         "numpy": ("vmcore/", "dumpfile/", "collector/"),
         "zstandard": ("dumpfile/", "image/", "host/kernel_image"),
         "paramiko": ("targets/ssh",),
+        "cryptography": ("dumpfile/age", "dumpfile/sealed"),
     }
     for name in _imports(path):
         home = homes.get(name.split(".")[0])

@@ -11,11 +11,8 @@ from kdumpd.collector.verbs.console import Console
 from kdumpd.collector.verbs.output import Output
 from kdumpd.config.core_collector import CollectorOptions
 from kdumpd.dumpfile.check import verify_dump
-from kdumpd.dumpfile.diskdump import SIGNATURE, STATUS_OFFSET, Status
-from kdumpd.dumpfile.flattened import HEADER_SIZE, check_header, stream_records
+from kdumpd.dumpfile.unflatten import unflatten
 from kdumpd.errors import DumpFormatError, TargetError, UsageError, os_reason
-from kdumpd.targets.files import OutputFile
-from kdumpd.vmcore.elf_headers import FLAGS_OFFSET, INCOMPLETE
 
 _STDIN_FD = 0
 _STDIN = "standard input"
@@ -37,14 +34,7 @@ def rearrange(options: CollectorOptions, console: Console) -> int:
         raise UsageError(f"{_STDIN} is a terminal", hint="kdumpd-collect -R OUT <STREAM")
     out = Path(options.operands[0])
     with Output(out, force=options.force) as output:
-        header = b""
-        while len(header) < HEADER_SIZE and (more := _read(HEADER_SIZE - len(header))):
-            header += more
-        check_header(header, _STDIN)
-        received, whole = _receive(output.file)
-        if not whole:
-            _mark_incomplete(output.file)
-        output.file.sync()
+        received, whole = unflatten(_read, _STDIN, output.file)
         if not whole:
             raise DumpFormatError(
                 f"the stream was cut after {received} bytes; {output.partial} holds what came, and says so",
@@ -56,30 +46,3 @@ def rearrange(options: CollectorOptions, console: Console) -> int:
     size = out.stat().st_size
     console.result(f"{out}: {size_text(size)}", {"result": "complete", "out": str(out), "size_bytes": size})
     return 0
-
-
-def _receive(file: OutputFile) -> tuple[int, bool]:
-    """Writes every record to its place. How many bytes came, and whether the last of them was the end."""
-    received = HEADER_SIZE
-    try:
-        for at, pieces in stream_records(_read, _STDIN):
-            for data in pieces:
-                file.write_at(at, data)
-                at += len(data)
-                received += len(data)
-    except EOFError:
-        return received, False
-    return received, True
-
-
-def _mark_incomplete(file: OutputFile) -> None:
-    """A header that came through a stream says from the start what is true at the end."""
-    start = file.read_at(0, len(SIGNATURE))
-    if start == SIGNATURE:
-        place, flag = STATUS_OFFSET, int(Status.INCOMPLETE)
-    elif start.startswith(b"\x7fELF"):
-        place, flag = FLAGS_OFFSET, INCOMPLETE
-    else:
-        return
-    flags = int.from_bytes(file.read_at(place, 4).ljust(4, b"\0"), "little") | flag
-    file.write_at(place, flags.to_bytes(4, "little"))
