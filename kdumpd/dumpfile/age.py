@@ -152,14 +152,24 @@ def check_header(header: Header, file_key: bytes, source: str) -> None:
         raise DumpFormatError(f"the header of {source} is damaged: its checksum is wrong")
 
 
+def public_key(private: bytes) -> bytes:
+    """The public key of a private one, 32 bytes each."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = X25519PrivateKey.from_private_bytes(private)
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
 def _wrap(file_key: bytes, recipient: bytes) -> tuple[bytes, bytes]:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     # Random bytes of the kernel, not of a generator that a library has to seed first.
-    ephemeral = X25519PrivateKey.from_private_bytes(os.urandom(KEY_SIZE))
-    share = _public(ephemeral)
-    secret = ephemeral.exchange(X25519PublicKey.from_public_bytes(recipient))
+    ephemeral = os.urandom(KEY_SIZE)
+    share = public_key(ephemeral)
+    private = X25519PrivateKey.from_private_bytes(ephemeral)
+    secret = private.exchange(X25519PublicKey.from_public_bytes(recipient))
     key = derive_key(secret, share + recipient, _WRAP_INFO)
     return share, ChaCha20Poly1305(key).encrypt(bytes(12), file_key, None)
 
@@ -172,18 +182,10 @@ def _unwrap(identity: bytes, share: bytes, body: bytes) -> bytes | None:
     private = X25519PrivateKey.from_private_bytes(identity)
     try:
         secret = private.exchange(X25519PublicKey.from_public_bytes(share))
-        key = derive_key(secret, share + _public(private), _WRAP_INFO)
+        key = derive_key(secret, share + public_key(identity), _WRAP_INFO)
         return ChaCha20Poly1305(key).decrypt(bytes(12), body, None)
     except (InvalidTag, ValueError):  # for somebody else, or a share of small order
         return None
-
-
-def _public(private: object) -> bytes:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    assert isinstance(private, X25519PrivateKey)
-    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def _share(stanza: Stanza, source: str) -> tuple[bytes, bytes]:

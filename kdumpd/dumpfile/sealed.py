@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kdumpd.config.age_keys import KEY_SIZE
 from kdumpd.dumpfile.age import (
     FILE_KEY_SIZE,
     MAX_HEADER,
@@ -28,7 +29,7 @@ from kdumpd.dumpfile.age import (
 )
 from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.sink import Sink, Stream
-from kdumpd.errors import DumpFormatError, TargetError
+from kdumpd.errors import DumpFormatError, TargetError, UnsupportedError
 
 if TYPE_CHECKING:
     from kdumpd.dumpfile.stored import Stored
@@ -206,6 +207,39 @@ class SealedFile:
             return self._cipher.decrypt(_chunk_nonce(number, last=last), sealed, None)
         except self._invalid:
             return None
+
+
+def try_out() -> None:
+    """Encrypts and decrypts a little, so that all that needs the library has been loaded. Raises UnsupportedError."""
+    from kdumpd.dumpfile.age import find_file_key, public_key
+
+    class Memory:
+        name = "memory"
+        complete = True
+
+        def __init__(self) -> None:
+            self.data = b""
+            self.size = 0
+
+        def send(self, *parts: Buffer) -> None:
+            self.data += b"".join(parts)
+            self.size = len(self.data)
+
+        def read_at(self, offset: int, size: int) -> bytes:
+            return self.data[offset : offset + size]
+
+        def sync(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    need_library()
+    memory, private, text = Memory(), os.urandom(KEY_SIZE), bytes(range(256))
+    stream = SealedStream(memory, [public_key(private)])
+    stream.send(text)
+    stream.end()
+    file = SealedFile(memory, lambda header, name: find_file_key(header, [private], name))
+    if not file.complete or file.read_at(0, file.size) != text:
+        raise UnsupportedError("the Python module cryptography does not decrypt what it encrypted")
 
 
 def _chunk_nonce(number: int, *, last: bool) -> bytes:

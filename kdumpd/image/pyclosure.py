@@ -48,6 +48,8 @@ OPTIONAL_MODULES = (
     "lzo",
     "snappy",
 )
+# Packages for what few configurations ask for, and what loads all that is needed of them: a module, a function of it.
+ON_REQUEST = {"cryptography": ("kdumpd.dumpfile.sealed", "try_out")}
 # Parts that numpy imports and the collector does not use (left_out.py). numpy.core became numpy._core in 2.0.
 LEFT_OUT_MODULES = (
     *(f"numpy.{part}" for part in ("ctypeslib", "fft", "linalg", "ma", "polynomial", "random", "testing")),
@@ -80,6 +82,8 @@ for name in request["needed"]:
     except ImportError as error:
         print(json.dumps({"missing": error.name or name, "wanted": name, "why": str(error)}))
         sys.exit(0)
+for name, function in request["called"]:
+    getattr(importlib.import_module(name), function)()  # what is only loaded when it is used
 for name, attributes in request["optional"]:
     try:
         module = importlib.import_module(name)
@@ -126,16 +130,22 @@ def find_closure(
     interpreter: str = INTERPRETER,
     package_dir: Path = PACKAGE_DIR,
     modules: Sequence[str] = COLLECTOR_MODULES,
+    requested: Sequence[str] = (),
 ) -> PythonClosure:
-    """Imports `modules` of the kdumpd in `package_dir`. Raises BuildError naming a module that is missing."""
+    """Imports `modules` of the kdumpd in `package_dir`; of the packages in ON_REQUEST only those `requested`.
+
+    Raises BuildError naming a module that is missing.
+    """
+    for name in requested:
+        _require(interpreter, name)
     try:
-        answer = _probe(interpreter, package_dir, modules, LEFT_OUT_MODULES)
+        answer = _probe(interpreter, package_dir, modules, requested, LEFT_OUT_MODULES)
         reason = f"module {answer['missing']} is missing" if "missing" in answer else None
     except BuildError as error:
         reason = error.sentence
     if reason is not None:
         # Perhaps another numpy needs what is left out here: a larger image beats none.
-        answer = _probe(interpreter, package_dir, modules, ())
+        answer = _probe(interpreter, package_dir, modules, requested, ())
     if "missing" in answer:
         raise BuildError(
             f"the collector cannot be put into the image: Python module {answer['missing']} is missing"
@@ -216,13 +226,31 @@ def run_python(interpreter: str, script: str, request: object, purpose: str) -> 
         raise BuildError(f"{purpose} failed: {interpreter} gave no answer: {error}") from error
 
 
-def _probe(interpreter: str, package_dir: Path, modules: Sequence[str], left_out: Sequence[str]) -> Any:
+def _require(interpreter: str, package: str) -> None:
+    script = """
+import importlib.util, json, site, sys
+sys.path.extend(path for path in site.getsitepackages() if not path.startswith("/usr/local/"))
+print(json.dumps(importlib.util.find_spec(json.load(sys.stdin)) is not None))
+"""
+    if not run_python(interpreter, script, package, f"looking for the Python module {package}"):
+        raise BuildError(
+            f"the collector cannot be put into the image: kdump.conf asks for what needs the Python module {package}",
+            hint=f"install python3-{package}",
+        )
+
+
+def _probe(
+    interpreter: str, package_dir: Path, modules: Sequence[str], requested: Sequence[str], left_out: Sequence[str]
+) -> Any:
     files = own_files(package_dir)
     try:
         late = imports_in(files)
     except (OSError, SyntaxError) as error:
         raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
+    unwanted = ON_REQUEST.keys() - set(requested)
+    late = {name: names for name, names in late.items() if name.partition(".")[0] not in unwanted}
     request = {
+        "called": [ON_REQUEST[name] for name in requested],
         "path": [str(package_dir.parent)],
         "left_out": left_out,
         "stand_in": str(LEFT_OUT),

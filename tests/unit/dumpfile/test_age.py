@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from test_flattened import Memory
 from kdumpd.config.age_keys import identity_key, identity_text, recipient_key, recipient_text
 from kdumpd.dumpfile.age import MAX_HEADER, find_file_key, make_header, read_header
 from kdumpd.dumpfile.codecs import Buffer
-from kdumpd.dumpfile.sealed import CHUNK, SEALED_CHUNK, SealedFile, SealedStream, known_key
+from kdumpd.dumpfile.sealed import CHUNK, SEALED_CHUNK, SealedFile, SealedStream, known_key, try_out
 from kdumpd.dumpfile.stored import open_plain, open_stored
-from kdumpd.errors import DumpFormatError, KdumpError, NoSpaceError, NotFoundError, TargetError
+from kdumpd.errors import DumpFormatError, KdumpError, NoSpaceError, NotFoundError, TargetError, UnsupportedError
 
 SIZES = [0, 1, 15, 16, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 5 * CHUNK + 777]
 
@@ -272,3 +273,10 @@ def test_two_files_of_the_same_bytes_have_nothing_in_common(keys: Keys) -> None:
     assert first[40:80] != second[40:80]
     assert first[-1000:] != second[-1000:]
     assert identity_text(keys.private).encode() not in first
+
+
+def test_the_library_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_out()
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(UnsupportedError, match="without the Python module cryptography"):
+        try_out()

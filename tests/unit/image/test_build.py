@@ -161,6 +161,19 @@ def test_a_numpy_that_needs_what_is_left_out_is_taken_whole(monkeypatch: pytest.
     assert [path for path in closure.mapped if "lapack" in path]
 
 
+def test_what_encrypts_is_inside_only_on_request() -> None:
+    closure = pyclosure.find_closure()
+    assert not [path for path in (*closure.sources, *closure.extensions) if "/cryptography/" in path]
+    closure = pyclosure.find_closure(requested=("cryptography",))
+    assert [path for path in closure.extensions if "/cryptography/" in path]
+    assert [path for path in closure.sources if path.endswith("/cryptography/hazmat/primitives/kdf/hkdf.py")]
+    with pytest.raises(
+        BuildError, match=r"kdump\.conf asks for what needs the Python module nothing_like_it"
+    ) as caught:
+        pyclosure.find_closure(requested=("nothing_like_it",))
+    assert caught.value.hint == "install python3-nothing_like_it"
+
+
 def test_a_kernel_that_cannot_capture_is_refused(request_for: BuildRequest) -> None:
     config = request_for.root / f"boot/config-{request_for.kernel.release}"
     config.write_text(config.read_text().replace("CONFIG_PROC_VMCORE=y", "# CONFIG_PROC_VMCORE is not set"))
