@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import pages, tools
 from .aptroot import run
 
+TOP = Path(__file__).resolve().parents[3]
 LEVEL = 31
 PANIC = "sysrq triggered crash"
 
@@ -85,14 +87,22 @@ def accepted(folder: Path) -> str:
     return f"makedumpfile reads it; of {found.common + len(found.missing)} pages it would drop {len(found.missing)}"
 
 
-def opens(folder: Path, vmlinux: Path, wanted: str) -> tuple[str, str]:
+def verified(folder: Path) -> str:
+    """kdumpd-collect itself finds nothing wrong with the dump; a check of its own, not one that judges it."""
+    argv = ["/usr/bin/python3", "-m", "kdumpd.collector", "--verify", str(folder / "vmcore")]
+    return run(argv, timeout=120, cwd=TOP)
+
+
+def opens(
+    folder: Path, vmlinux: Path, wanted: str, running: Sequence[str] = ("systemd", "kthreadd")
+) -> tuple[str, str]:
     """crash(8) opens the dump: panic, crashed task with backtrace, processes, log. Also returns sys and bt."""
     dump = folder / "vmcore"
     shown = tools.crash(vmlinux, dump, ["sys", "bt"])
     assert PANIC in shown, f"crash does not show the panic:\n{shown}"
     assert "sysrq_handle_crash" in shown, f"the backtrace lacks sysrq_handle_crash:\n{shown}"
     processes = tools.crash(vmlinux, dump, ["ps"])
-    for name in ("systemd", "kthreadd"):
+    for name in running:
         assert name in processes, f"ps lacks {name}:\n{processes}"
     log = tools.crash(vmlinux, dump, ["log"])
     assert wanted in log and PANIC in log, f"crash's log lacks the marker or the panic:\n{log[-2000:]}"

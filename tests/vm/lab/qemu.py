@@ -63,8 +63,9 @@ class Machine:
     """A running guest with an NVMe root disk. A context manager: leaving it ends the machine.
 
     `memory_slots` are for `plug_memory`. `disks` are (path, format) pairs: nvme0n1, nvme1n1, ... in this order;
-    `devices` are words for QEMU's -device. A guest that reboots gets a new QEMU process, as cold as
-    a machine that was switched off and on: QEMU 10.0 under TCG sometimes dies in a warm reset.
+    `devices` are words for QEMU's -device, `words` any others. A guest that reboots gets a new QEMU process, as cold as
+    a machine that was switched off and on: QEMU 10.0 under TCG sometimes dies in a warm reset. Without `restarts` a
+    reboot is the end of the machine.
     """
 
     def __init__(
@@ -84,8 +85,11 @@ class Machine:
         memory_file: Path | None = None,
         architecture: str = "amd64",
         devices: Sequence[str] = (),
+        words: Sequence[str] = (),
+        restarts: bool = True,
     ) -> None:
         self.append = append
+        self._restarts = restarts
         self._folder = Path(tempfile.mkdtemp(prefix="kdumpd-vm-"))
         program, machine, _ = MACHINES[architecture]
         if accel is None:
@@ -115,7 +119,7 @@ class Machine:
         argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
         # Not a second serial port: under TCG its interrupts get lost now and then.
         argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands,name=lab.commands"]
-        self._argv = [*argv, *(word for device in devices for word in ("-device", device))]
+        self._argv = [*argv, *(word for device in devices for word in ("-device", device)), *words]
         self._lock = threading.Lock()  # held while QEMU is started or ended
         self._qmp_lock = threading.Lock()
         self._ending = False
@@ -161,7 +165,7 @@ class Machine:
                 self.console.follow(console)
                 self._process.wait(60)
                 with self._lock:
-                    if self._ending or not self._wants_boot():
+                    if self._ending or not self._restarts or not self._wants_boot():
                         break
                     console = self._launch()
         except (LabError, OSError, subprocess.TimeoutExpired) as error:
