@@ -192,7 +192,7 @@ def read(
     modules: Sequence[str] = (),
     name: str = "read",
 ) -> None:
-    """Has a guest look at disks: `script` (sh) copies what is wanted to /run/read, which becomes the folder `wanted`."""
+    """Has a guest look at disks: what `script` (sh) copies to /run/read becomes the folder `wanted`."""
     texts = {"setup": setup, "read": f"mkdir -p /run/read\n{script}\n"}
     with tempfile.TemporaryDirectory(prefix="kdumpd-tiny-", dir=scratch) as folder:
         there = Path(folder)
