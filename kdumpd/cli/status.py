@@ -219,16 +219,16 @@ def lines(report: Report) -> list[str]:
         sign = "bad" if failing else "good" if _reached(report, check.above) else "open"
         if check.label == "image" and not failing and report.fields["image_id"]:
             sign = "good"
-        text = failing[0]["sentence"] if failing else _good_text(check.label, sign, report)
-        found.append(f"  {signs[sign]} {check.label:<11} {output.wrap(text, 16)}")
-        found.extend(_cures(failing))
-        found.extend(
-            _cures([entry for entry in report.reasons if check.label == "proven" and entry["code"] == _UNPROVEN])
-        )
+        if not failing:
+            found.append(f"  {signs[sign]} {check.label:<11} {output.wrap(_good_text(check.label, sign, report), 16)}")
+        found.extend(_reasons(f"  {signs[sign]} {check.label:<11} ", failing))
+        if check.label == "proven":
+            found.extend(_cure(entry) for entry in report.reasons if entry["code"] == _UNPROVEN and entry["cure"])
+    # Also what this kdumpctl does not know: the service may be a newer one.
+    known = {_UNPROVEN}.union(*(check.codes for check in _CHECKS))
     for entry in report.reasons:
-        if entry["code"] in _NOTES and entry["code"] != _UNPROVEN:
-            found.append(f"  {signs['open']} {'note':<11} {output.wrap(entry['sentence'], 16)}")
-            found.extend(_cures([entry]))
+        if entry["code"] not in known:
+            found.extend(_reasons(f"  {signs['open']} {'note':<11} ", [entry]))
     if report.fields["activity"]:
         found.append(f"  The service is {report.fields['activity']} at this moment.")
     if not report.service:
@@ -236,9 +236,19 @@ def lines(report: Report) -> list[str]:
     return found
 
 
-def _cures(entries: list[Mapping[str, str]]) -> list[str]:
-    then = output.marks()["then"]
-    return [" " * 16 + output.wrap(f"{then} {entry['cure']}", 18, begins=16) for entry in entries[:1] if entry["cure"]]
+def _reasons(begins: str, entries: list[Mapping[str, str]]) -> list[str]:
+    """All of them below each other, the first behind `begins`; a cure of several stands once, below the last."""
+    found = []
+    for number, entry in enumerate(entries):
+        found.append((" " * 16 if number else begins) + output.wrap(entry["sentence"], 16))
+        following = entries[number + 1]["cure"] if number + 1 < len(entries) else ""
+        if entry["cure"] and entry["cure"] != following:
+            found.append(_cure(entry))
+    return found
+
+
+def _cure(entry: Mapping[str, str]) -> str:
+    return " " * 16 + output.wrap(f"{output.marks()['then']} {entry['cure']}", 18, begins=16)
 
 
 def _reached(report: Report, rung: str) -> bool:

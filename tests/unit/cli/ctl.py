@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[3]
@@ -22,6 +23,24 @@ def kdumpctl(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
     }
     return subprocess.run(
         [sys.executable, "-m", "kdumpd.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environ,
+        timeout=60,
+    )
+
+
+def kdumpctl_as_nobody(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The same for an unprivileged user, who may come as far as the service's folders below `root`."""
+    for folder in [root, *root.parents]:
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
+    (root / "run/kdumpd").chmod(0o700)
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", "kdumpd.cli", *words, f"--root={root}"],
         capture_output=True,
         text=True,
         check=False,

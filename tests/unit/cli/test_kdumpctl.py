@@ -11,11 +11,10 @@ import pty
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-from ctl import TOP, kdumpctl
+from ctl import TOP, kdumpctl, kdumpctl_as_nobody
 from engine_bench import Bench
 from fake_machine import RELEASE, FakeMachine
 
@@ -98,16 +97,7 @@ def test_an_empty_machine_still_gets_an_answer(tmp_path: Path) -> None:
 
 def test_what_may_not_be_read_is_not_known(machine: FakeMachine) -> None:
     arm(machine)
-    for folder in [machine.root, *machine.root.parents]:
-        if folder == Path(tempfile.gettempdir()):
-            break
-        folder.chmod(0o755)
-    (machine.root / "run/kdumpd").chmod(0o700)
-    words = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", "kdumpd.cli"]
-    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [*words, "status", f"--root={machine.root}"], capture_output=True, text=True, check=False, env=environ
-    )
+    done = kdumpctl_as_nobody(machine.root, "status")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "cannot be told" in done.stderr
     assert "sudo" in done.stderr
@@ -117,6 +107,30 @@ def test_every_reason_has_its_place_in_the_checklist() -> None:
     placed = {code for check in status._CHECKS for code in check.codes} | status._NOTES
     assert placed == {code.value for code in Code}
     assert list(status._LADDER) == [rung.value for rung in Rung]
+
+
+def test_every_reason_of_a_check_is_shown(machine: FakeMachine) -> None:
+    machine.config("path nowhere\nfinal_action dance\n")
+    machine.write("proc/sys/kernel/kexec_load_disabled", "1")
+    machine.crash_loaded(True)
+    done = kdumpctl("status", f"--root={machine.root}")
+    text = " ".join(done.stdout.split())
+    facts = json.loads(kdumpctl("status", "--json", f"--root={machine.root}").stdout)
+    assert len(facts["reasons"]) >= 5
+    for reason in facts["reasons"]:
+        assert " ".join(reason["sentence"].split()) in text
+        assert " ".join(reason["cure"].split()) in text
+    # Both lines of kdump.conf are mended in the same way: said once, below them.
+    assert done.stdout.split("✗ kdump.conf")[1].split("target")[0].count("→") == 1
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_reason_that_only_a_newer_service_knows_is_shown() -> None:
+    reason = {"code": "moon-too-full", "sentence": "The moon is full", "cure": "wait"}
+    fields = {"state": "loaded", "armed": True, "image_id": "x", "activity": "", "release": "6.1", "image_path": "/x"}
+    sizes = {"reserved_bytes": 1, "required_bytes": 1, "loaded_since_usec": 0}
+    shown = status.lines(status.Report(fields={**fields, **sizes, "reasons": [reason]}, service=True))
+    assert [line.strip() for line in shown[-2:]] == ["· note        The moon is full", "→ wait"]
 
 
 def test_list(machine: FakeMachine) -> None:
