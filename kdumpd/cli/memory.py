@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from kdumpd.service.look import look_facts
 
 def estimate(options: Namespace) -> int:
     """The sum that decides whether the reservation is large enough. Raises DeniedError."""
-    facts = look_facts(options.root)
+    facts = look_facts(options.root, question="What a capture needs", hint="use sudo")
+    capture = facts.around.last_capture
+    measured = {} if capture is None else capture.measured()
     margin = facts.reserved_bytes - facts.required_bytes
     recommended = recommended_bytes(facts.required_bytes)
     if options.json != "off":
@@ -36,6 +38,7 @@ def estimate(options: Namespace) -> int:
             "margin_bytes": margin,
             "recommended_bytes": recommended,
             "image_known": facts.image.usable,
+            "measured": measured,
         }
         output.print_json(sizes, options.json)
         return 0
@@ -48,7 +51,18 @@ def estimate(options: Namespace) -> int:
         print(f"{size:>9}  {name}")
     if not facts.image.usable:
         print(output.wrap("No capture image was built yet: its size is a guess.", 0))
+    if measured:
+        print(output.wrap(_measured(measured), 0))
     return 0
+
+
+def _measured(sizes: Mapping[str, int]) -> str:
+    words = {
+        "peak_rss_bytes": "the collector had {} at most, programs in the image among it",
+        "lowest_available_bytes": "{} were free at the tightest moment",
+    }
+    found = [text.format(mib(sizes[name])) for name, text in words.items() if name in sizes]
+    return f"Measured in the last capture: {'; '.join(found)}."
 
 
 def showmem(options: Namespace) -> int:
@@ -90,7 +104,8 @@ def reservation(options: Namespace) -> int:
 
 
 def _default(root: Path) -> str:
-    return f"{recommended_bytes(look_facts(root).required_bytes) >> 20}M"
+    facts = look_facts(root, question="What a capture needs", hint="use sudo")
+    return f"{recommended_bytes(facts.required_bytes) >> 20}M"
 
 
 def _show(options: Namespace) -> int:

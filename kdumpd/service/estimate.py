@@ -18,6 +18,12 @@ MIB = 1 << 20
 # that lie in the unpacked image already.
 COLLECTOR_BYTES = 32 * MIB
 
+# How much of the collector's measured peak are such pages: less than was found, so that no measurement is made small.
+PROGRAM_BYTES = 20 * MIB
+
+# A measurement larger than this, beside the bitmaps, is none: a manifest is a file, and may say anything.
+MOST_MEASURED_BYTES = 1 << 30
+
 # What a kernel allocates beyond `init_size` of its header, which holds room to unpack itself that is free again
 # later: memmap of the reserved area (1.6 %), slab, page tables, queues of devices. Measured on one processor.
 BASE_BYTES = 8 * MIB
@@ -29,16 +35,19 @@ BITMAP_SHIFT = 12 + 3 - 1
 TYPICAL_KERNEL_BYTES = 48 * MIB
 TYPICAL_PACKED_BYTES = 10 * MIB
 TYPICAL_UNPACKED_BYTES = 30 * MIB
+TYPICAL_MODULES_BYTES = 3 * MIB
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """The terms of the estimate."""
+    """The terms of the estimate. `collector_bytes` is what was measured of it in a capture, 0 for nothing."""
 
     kernel_bytes: int
     packed_bytes: int
     unpacked_bytes: int
     bitmap_bytes: int
+    modules_bytes: int = 0
+    collector_bytes: int = 0
     cpu_bytes: int = 0
 
     @property
@@ -48,10 +57,11 @@ class Need:
 
     def terms(self) -> tuple[tuple[str, int], ...]:
         """What is added up, each with its name."""
-        late = COLLECTOR_BYTES + self.bitmap_bytes
+        late = max(COLLECTOR_BYTES + self.bitmap_bytes, self.collector_bytes)
         terms = (
             ("the capture kernel", self.kernel_bytes),
             ("the unpacked image", self.unpacked_bytes),
+            ("its modules, once they are loaded", self.modules_bytes),
             ("the packed image, then the collector", max(self.packed_bytes, late)),
             ("the rest of a booted kernel", BASE_BYTES),
         )
@@ -64,18 +74,27 @@ def estimate(
     packed_bytes: int | None,
     unpacked_bytes: int | None,
     memory_bytes: int,
+    modules_bytes: int | None = None,
+    measured_bytes: int | None = None,
     cpus: int = 1,
 ) -> Need:
     """The need of a kernel (`init_size` of its header) and an image; None for what is not known yet.
 
     `memory_bytes` is the RAM of the machine. `cpus` is what kdump.conf demands; what the service chooses by itself
-    takes only what is over, so it is no need.
+    takes only what is over, so it is no need. `modules_bytes` are the modules as they lie in the image, which a kernel
+    copies when it loads them. `measured_bytes` is the most that the collector had in the last real capture: it counts
+    where it is more than was thought, never less, since the next crash may be a larger one.
     """
+    bitmap_bytes = memory_bytes >> BITMAP_SHIFT
+    if measured_bytes is None or not 0 < measured_bytes <= MOST_MEASURED_BYTES + bitmap_bytes:
+        measured_bytes = 0
     return Need(
         kernel_bytes=kernel_bytes or TYPICAL_KERNEL_BYTES,
         packed_bytes=packed_bytes or TYPICAL_PACKED_BYTES,
         unpacked_bytes=unpacked_bytes or TYPICAL_UNPACKED_BYTES,
-        bitmap_bytes=memory_bytes >> BITMAP_SHIFT,
+        bitmap_bytes=bitmap_bytes,
+        modules_bytes=TYPICAL_MODULES_BYTES if modules_bytes is None else modules_bytes,
+        collector_bytes=max(0, measured_bytes - PROGRAM_BYTES),
         cpu_bytes=(cpus - 1) * CPU_BYTES,
     )
 

@@ -49,11 +49,14 @@ def gather(
     image = images.read(machine.release, config, kernel, targets)
     loaded, interrupted = _read_loaded(places, machine)
     memory_bytes = read_memory_bytes(root)
+    captured = last_capture(crashes)
     need = estimate(
         memory_bytes=memory_bytes,
         kernel_bytes=_kernel_bytes(kernel, machine),
         packed_bytes=image.packed_bytes,
         unpacked_bytes=image.unpacked_bytes,
+        modules_bytes=image.modules_bytes,
+        measured_bytes=None if captured is None else captured.peak_rss_bytes,
         cpus=min(config.nr_cpus or 1, read_present_cpus(root)),
     )
     return Facts(
@@ -85,7 +88,7 @@ def gather(
             image_appraised=read_image_appraised(root),
             free_bytes=_free_bytes(targets, root),
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
-            last_capture=last_capture(crashes),
+            last_capture=captured,
         ),
         missed=missed,
         cmdline=wanted_cmdline(config, machine, reservation.size_bytes - need.total_bytes, root),
@@ -115,11 +118,19 @@ def last_capture(crashes: tuple[Crash, ...]) -> LastCapture | None:
     if not crashes:
         return None
     crash = crashes[-1]
+    manifest = crash.manifest
     return LastCapture(
         result=crash.standing.value,
         time_usec=crash.time_usec,
         dump_bytes=crash.dump_bytes,
+        peak_rss_bytes=None if manifest is None else _size(manifest.peak_rss_bytes),
+        lowest_available_bytes=None if manifest is None else _size(manifest.lowest_available_bytes),
     )
+
+
+def _size(value: object) -> int | None:
+    """A size out of a manifest, which is a file and may say anything."""
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else None
 
 
 def _free_bytes(targets: tuple[ResolvedTarget, ...], root: Path) -> int | None:

@@ -75,6 +75,7 @@ class ImageReader:
         if kernel is not None and targets and not config.errors:
             capture = capture_config(config, targets, os.uname().nodename, kernel.release)
             reasons = freshness(record, capture, kernel, targets, self._places.root)
+        modules = frozenset(name.lstrip("/") for name in record.modules)
         return Image(
             path=path,
             present=True,
@@ -82,6 +83,7 @@ class ImageReader:
             sha256=record.packed_sha256,
             packed_bytes=record.packed_bytes,
             unpacked_bytes=record.unpacked_bytes,
+            modules_bytes=sum(entry.size for entry in record.files if entry.path in modules),
             stale="; ".join(reasons) or None,
         )
 

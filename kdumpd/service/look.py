@@ -22,14 +22,19 @@ def look(root: Path = Path("/")) -> Status:
     return make_status(look_facts(root))
 
 
-def look_facts(root: Path = Path("/")) -> Facts:
-    """The facts behind `look`. Raises DeniedError."""
+def look_facts(
+    root: Path = Path("/"),
+    *,
+    question: str = "Whether this machine is armed",
+    hint: str = "start the service, or use sudo",
+) -> Facts:
+    """The facts behind `look`. Raises DeniedError with the `question` that stays open, and what helps."""
     places = Places.below(root)
     for folder in (places.run_dir, places.state_dir):
         if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
             raise DeniedError(
-                f"Whether this machine is armed cannot be told: {folder} may not be read",
-                hint="start the service, or use sudo",
+                f"{question} cannot be told: {folder} may not be read",
+                hint=hint,
             )
     config = read_config(root)
     crashes: tuple[Crash, ...]

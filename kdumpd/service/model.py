@@ -126,6 +126,7 @@ class Image:
     sha256: str = ""
     packed_bytes: int | None = None
     unpacked_bytes: int | None = None
+    modules_bytes: int | None = None
     stale: str | None = None
     damaged: str | None = None
 
@@ -166,11 +167,21 @@ class Held(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LastCapture:
-    """The newest crash that was captured. Microseconds of CLOCK_REALTIME, bytes."""
+    """The newest crash that was captured. Microseconds of CLOCK_REALTIME, bytes.
+
+    `peak_rss_bytes` is the most that the collector had, `lowest_available_bytes` the least that was free meanwhile.
+    """
 
     result: str
     time_usec: int | None = None
     dump_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    lowest_available_bytes: int | None = None
+
+    def measured(self) -> dict[str, int]:
+        """The memory of the capture, by name, as far as it is known."""
+        sizes = {"peak_rss_bytes": self.peak_rss_bytes, "lowest_available_bytes": self.lowest_available_bytes}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     def known(self) -> dict[str, str | int]:
         """What there is to say, by name."""

@@ -171,9 +171,9 @@ def _packed(name: str, value: Any) -> Any:
 
 
 def _capture(capture: LastCapture) -> dict[str, GLib.Variant]:
-    numbers = {"time_usec": capture.time_usec, "dump_bytes": capture.dump_bytes}
-    packed = {name: GLib.Variant("t", value) for name, value in numbers.items() if value is not None}
-    return {"result": GLib.Variant("s", capture.result), **packed}
+    return {
+        name: GLib.Variant("s" if isinstance(value, str) else "t", value) for name, value in capture.known().items()
+    }
 
 
 def _reason(reason: Reason) -> dict[str, GLib.Variant]:

@@ -8,11 +8,12 @@ import json
 import re
 
 import pytest
-from ctl import kdumpctl
-from fake_machine import MIB, UUID, FakeMachine
+from ctl import kdumpctl, kdumpctl_as_nobody
+from engine_bench import Bench
+from fake_machine import MIB, RELEASE, UUID, FakeMachine
 
 from kdumpd.cli import memory
-from kdumpd.errors import KdumpError
+from kdumpd.errors import DeniedError, KdumpError
 from kdumpd.host import bootloader
 
 
@@ -26,6 +27,42 @@ def test_estimate_adds_up(machine: FakeMachine) -> None:
     assert "its size is a guess" in text
     machine.reserve("64M")
     assert "MISSING" in kdumpctl("estimate", f"--root={machine.root}").stdout
+
+
+def test_estimate_learns_from_the_last_capture(machine: FakeMachine) -> None:
+    def required() -> int:
+        return int(json.loads(kdumpctl("estimate", "--json", f"--root={machine.root}").stdout)["required_bytes"])
+
+    before = required()
+    machine.crash("host-20260101T000000Z", peak_rss_bytes=90 * MIB, lowest_available_bytes=12 * MIB)
+    assert before + 36 * MIB < required() <= before + 38 * MIB
+    text = " ".join(kdumpctl("estimate", f"--root={machine.root}").stdout.split())
+    assert "Measured in the last capture: the collector had 90 MiB at most" in text
+    assert "12 MiB were free at the tightest moment." in text
+    machine.crash("host-20260102T000000Z", crash_time_usec=1_800_000_000_000_000, peak_rss_bytes="much")
+    assert required() == before
+    assert "Measured" not in kdumpctl("estimate", f"--root={machine.root}").stdout
+
+
+def test_the_modules_of_the_image_are_a_term(machine: FakeMachine) -> None:
+    Bench(machine).engine.check()
+    path = machine.root / "var/lib/kdumpd" / RELEASE / "image.json"
+    record = json.loads(path.read_text())
+    module = {**record["files"][0], "path": "usr/lib/modules/x/nvme.ko", "size": 5 * MIB}
+    path.write_text(
+        json.dumps({**record, "files": [*record["files"], module], "modules": ["/usr/lib/modules/x/nvme.ko"]})
+    )
+    facts = json.loads(kdumpctl("estimate", "--json", f"--root={machine.root}").stdout)
+    assert {"name": "its modules, once they are loaded", "size_bytes": 5 * MIB} in facts["terms"]
+
+
+@pytest.mark.parametrize("verb", ["estimate", "get-default-crashkernel"])
+def test_what_only_root_may_add_up_is_said(machine: FakeMachine, verb: str) -> None:
+    Bench(machine).engine.check()
+    done = kdumpctl_as_nobody(machine.root, verb)
+    assert (done.returncode, done.stdout) == (DeniedError.exit_code, "")
+    assert done.stderr.startswith("kdumpctl: What a capture needs cannot be told: ")
+    assert done.stderr.endswith("/run/kdumpd may not be read\n  use sudo\n")
 
 
 def test_showmem(machine: FakeMachine) -> None:

@@ -299,6 +299,28 @@ def test_more_memory_needs_larger_bitmaps() -> None:
     assert total(1 << 40) - total(0) == 64 * MIB
 
 
+def test_what_a_capture_took_counts_where_it_is_more_than_was_thought() -> None:
+    def total(measured: int | None) -> int:
+        need = estimate(
+            kernel_bytes=None, packed_bytes=None, unpacked_bytes=None, memory_bytes=4 << 30, measured_bytes=measured
+        )
+        return need.total_bytes
+
+    assert total(50 * MIB) == total(None)
+    assert total(100 * MIB) == total(None) + 48 * MIB - (4 << 30 >> 14)
+    for nonsense in (0, -1, 1 << 40):
+        assert total(nonsense) == total(None)
+
+
+def test_modules_are_in_memory_twice() -> None:
+    def total(modules: int) -> int:
+        return estimate(
+            kernel_bytes=None, packed_bytes=None, unpacked_bytes=None, memory_bytes=0, modules_bytes=modules
+        ).total_bytes
+
+    assert total(7 * MIB) - total(0) == 7 * MIB
+
+
 def test_status_of_what_others_loaded_has_no_time() -> None:
     assert make_status(facts(**OTHER)).loaded
     assert make_status(facts(**OTHER)).loaded_since_usec == 0
