@@ -6,7 +6,6 @@ A reader takes the text of a value and raises ValueError, whose text is the comp
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Iterable
 from typing import TypeVar
@@ -18,6 +17,8 @@ Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a complaint: the known word that is most like `word`, if any is."""
+    import difflib  # only for who mistyped: the service is to stay small
+
     close = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -7,7 +7,6 @@ Knows the places distributions use. Does not choose a kernel and does not look i
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import os
 import re
 from pathlib import Path
@@ -96,6 +95,8 @@ def read_kernel_config(release: str, root: Path = Path("/")) -> dict[str, str] |
         return parse_kernel_config(path.read_text(errors="replace"))
     running = root / "proc/config.gz"
     if root == Path("/") and release == os.uname().release and running.exists():
+        import gzip  # rare: a distribution's kernel has the file
+
         return parse_kernel_config(gzip.decompress(running.read_bytes()).decode(errors="replace"))
     return None
 

@@ -17,9 +17,8 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, os_reason
 from kdumpd.image import bytecode, elf, kmodules, pyclosure
 from kdumpd.image.cpio import Entry
-from kdumpd.image.record import MODULES_PATH, FileRecord, Source
+from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
 
-IMAGE_PACKAGE = "usr/lib/python3/dist-packages/kdumpd"
 BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
 # What init and the collector call; `applets` checks that this busybox has them.
 APPLETS = (

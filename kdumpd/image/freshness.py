@@ -20,8 +20,7 @@ from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image import kmodules, pyclosure
 from kdumpd.image.capture import find_init
-from kdumpd.image.contents import IMAGE_PACKAGE
-from kdumpd.image.record import ImageRecord, Source
+from kdumpd.image.record import IMAGE_PACKAGE, ImageRecord, Source
 
 _NAMED_FILES = 3
 

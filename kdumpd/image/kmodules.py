@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import gzip
-import lzma
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-
-import zstandard
 
 from kdumpd.errors import BuildError
 from kdumpd.host import blockdev
@@ -189,6 +185,12 @@ def order(index: ModuleIndex, names: Iterable[str]) -> tuple[str, ...]:
 
 def read_module(path: Path) -> bytes:
     """The bytes of a module, unpacked: not every kernel unpacks modules itself. Raises BuildError."""
+    # The service asks here which modules are needed, and reads none: it need not hold three decompressors for that.
+    import gzip
+    import lzma
+
+    import zstandard
+
     try:
         data = path.read_bytes()
         if path.name.endswith(".xz"):

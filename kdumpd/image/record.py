@@ -22,6 +22,8 @@ INITRD_NAME = "initrd"
 RECORD_NAME = "image.json"
 MANIFEST_PATH = "etc/kdumpd/image.json"
 MODULES_PATH = "etc/kdumpd/modules"
+# Where the package lies in the image, whatever its place on the host.
+IMAGE_PACKAGE = "usr/lib/python3/dist-packages/kdumpd"
 _REBUILD = "rebuild the image: kdumpctl rebuild"
 
 

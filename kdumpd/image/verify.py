@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from kdumpd.errors import BuildError, os_reason
 from kdumpd.image import cpio, elf, pack
-from kdumpd.image.contents import IMAGE_PACKAGE, merged, record_of
+from kdumpd.image.contents import merged, record_of
 from kdumpd.image.record import (
+    IMAGE_PACKAGE,
     INITRD_NAME,
     MANIFEST_PATH,
     MODULES_PATH,

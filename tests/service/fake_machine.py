@@ -26,8 +26,9 @@ from kdumpd.host.kexec_pair import OpenPair
 from kdumpd.host.mounts import resolve_targets
 from kdumpd.image import ImageRecord, capture_config
 from kdumpd.image.capture import find_init
-from kdumpd.image.contents import IMAGE_PACKAGE, read_source
+from kdumpd.image.contents import read_source
 from kdumpd.image.pyclosure import own_files
+from kdumpd.image.record import IMAGE_PACKAGE
 from kdumpd.image.record import FileRecord as ImageFile
 
 RELEASE = "6.1.0-99-fake-amd64"
