@@ -39,9 +39,27 @@ SYSTEM = """
 </policy>
 <include>{policy}</include>
 """
+ERROR = "org.kdumpd.Kdump1.Error."
+MUTATING = ("Load", "Unload", "Reload", "Rebuild")
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>custom</type><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>{policy}</busconfig>
+"""
+
+_AS_NOBODY = """
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+from gi.repository import Gio, GLib
+flags = Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
+bus = Gio.DBusConnection.new_for_address_sync(sys.argv[1], flags, None, None)
+for word in sys.argv[2:]:
+    interface, method = word.rsplit(".", 1)
+    arguments = GLib.Variant("(s)", ("org.kdumpd.Kdump1.Manager",)) if method == "GetAll" else None
+    try:
+        bus.call_sync("org.kdumpd.Kdump1", "/org/kdumpd/Kdump1", interface, method, arguments, None, 0, 5000, None)
+        print("ok")
+    except GLib.Error as error:
+        print(Gio.DBusError.get_remote_error(error))
 """
 
 
@@ -182,3 +200,15 @@ def wait(condition: Callable[[], object], what: str, seconds: float = 10) -> Non
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def as_nobody(address: str, *methods: str) -> list[str]:
+    """What uid 65534 gets for each call."""
+    words = [sys.executable, "-c", _AS_NOBODY, address, *methods]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+
+def pump(condition: Callable[[], object], what: str) -> None:
+    """Lets signals and answers arrive until `condition` holds."""
+    context = GLib.MainContext.default()
+    wait(lambda: (context.iteration(False), condition())[1], what)

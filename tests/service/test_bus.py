@@ -3,49 +3,30 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from bus_bench import INTERFACE, NAME, OPEN, PATH, PROPERTIES, TOP, Bus, Client, Service, wait
+from bus_bench import (
+    ERROR,
+    INTERFACE,
+    MUTATING,
+    NAME,
+    PATH,
+    PROPERTIES,
+    TOP,
+    Client,
+    Service,
+    pump,
+    wait,
+)
 from fake_machine import MIB, RELEASE, FakeMachine
 from gi.repository import Gio, GLib
 
 import kdumpd
 from kdumpd.service import pending
-
-ERROR = "org.kdumpd.Kdump1.Error."
-MUTATING = ("Load", "Unload", "Reload", "Rebuild")
-
-_AS_NOBODY = """
-import os, sys
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-from gi.repository import Gio, GLib
-flags = Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
-bus = Gio.DBusConnection.new_for_address_sync(sys.argv[1], flags, None, None)
-for word in sys.argv[2:]:
-    interface, method = word.rsplit(".", 1)
-    arguments = GLib.Variant("(s)", ("org.kdumpd.Kdump1.Manager",)) if method == "GetAll" else None
-    try:
-        bus.call_sync("org.kdumpd.Kdump1", "/org/kdumpd/Kdump1", interface, method, arguments, None, 0, 5000, None)
-        print("ok")
-    except GLib.Error as error:
-        print(Gio.DBusError.get_remote_error(error))
-"""
-
-
-def as_nobody(address: str, *methods: str) -> list[str]:
-    """What uid 65534 gets for each call."""
-    words = [sys.executable, "-c", _AS_NOBODY, address, *methods]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
 
 def test_properties(service: Service, machine: FakeMachine) -> None:
@@ -173,15 +154,10 @@ def _watch(client: Client) -> list[dict[str, Any]]:
     return seen
 
 
-def _pump(condition: Callable[[], object], what: str) -> None:
-    context = GLib.MainContext.default()
-    wait(lambda: (context.iteration(False), condition())[1], what)
-
-
 def test_changes_are_told_at_once_and_together(service: Service, machine: FakeMachine) -> None:
     seen = _watch(service.client)
     service.client.call("Unload")
-    _pump(lambda: any(change.get("State") == "unloaded" for change in seen), "the signal")
+    pump(lambda: any(change.get("State") == "unloaded" for change in seen), "the signal")
     (change,) = [change for change in seen if "State" in change]
     assert change["Armed"] is False
     assert change["Loaded"] is False
@@ -191,7 +167,7 @@ def test_changes_are_told_at_once_and_together(service: Service, machine: FakeMa
     assert "ReservedBytes" not in change
     del seen[:]
     machine.reserve("64M")
-    _pump(lambda: any(change.get("ReservedBytes") == 64 * MIB for change in seen), "the second signal")
+    pump(lambda: any(change.get("ReservedBytes") == 64 * MIB for change in seen), "the second signal")
     assert seen[-1]["State"] == "reserved-too-small"
 
 
@@ -306,190 +282,7 @@ def test_a_slow_load_blocks_nobody(service: Service, machine: FakeMachine) -> No
     assert worst < 0.5
     assert not outcome
     (machine.root / "slow").unlink()
-    _pump(lambda: outcome, "the reply")
-
-
-def test_others_are_refused_by_the_service_itself(service: Service, machine: FakeMachine) -> None:
-    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "KernelsChanged", "ListCrashes")]
-    before = machine.image_id()
-    assert as_nobody(service.bus.address, *methods) == [ERROR + "Denied"] * len(methods)
-    assert as_nobody(service.bus.address, f"{PROPERTIES}.GetAll") == ["ok"]
-    assert service.client.get("State") == "loaded"
-    assert machine.image_id() == before
-
-
-def test_others_are_refused_on_a_system_bus_with_the_shipped_policy(
-    start: Callable[..., Service], system_bus: Bus
-) -> None:
-    service = start(system_bus)
-    service.wait_state("loaded")
-    methods = [f"{INTERFACE}.{method}" for method in (*MUTATING, "KernelsChanged", "ListCrashes")]
-    assert as_nobody(system_bus.address, *methods) == [ERROR + "Denied"] * len(methods)
-    allowed = [
-        f"{PROPERTIES}.GetAll",
-        "org.freedesktop.DBus.Peer.Ping",
-        "org.freedesktop.DBus.Introspectable.Introspect",
-    ]
-    assert as_nobody(system_bus.address, *allowed) == ["ok"] * 3
-    assert service.client.call("Reload") == ()
-
-
-def test_nonsense_is_refused_and_harms_nothing(service: Service) -> None:
-    client = service.client
-    assert client.error("Load", args=GLib.Variant("(s)", ("x",)))[0].endswith("InvalidArgs")
-    assert client.error("Frobnicate")[0].endswith("UnknownMethod")
-    arguments = GLib.Variant("(ssv)", (INTERFACE, "State", GLib.Variant("s", "proven")))
-    assert client.error("Set", interface=PROPERTIES, args=arguments)[0].startswith("org.freedesktop.DBus.Error.")
-    assert client.error("Get", interface=PROPERTIES, args=GLib.Variant("(ss)", (INTERFACE, "_actions")))[0]
-    assert client.get("State") == "loaded"
-    assert "Traceback" not in service.log.read_text()
-
-
-def test_the_name_cannot_be_taken_over(service: Service) -> None:
-    thief = Client(service.bus.address)
-    allow_replacement, replace, do_not_queue = 1, 2, 4
-    answer = thief.connection.call_sync(
-        "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "RequestName",
-        GLib.Variant("(su)", (NAME, allow_replacement | replace | do_not_queue)), None, Gio.DBusCallFlags.NONE, 5000,
-        None,
-    )  # fmt: skip
-    assert answer.unpack() == (3,)  # DBUS_REQUEST_NAME_REPLY_EXISTS
-    assert service.client.get("State") == "loaded"
-
-
-def _resident_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
-
-
-def test_memory_stays_flat(service: Service) -> None:
-    """Stock pydbus on GLib before 2.84 grows by 2.1 kB a call: 12 MB over this many."""
-
-    def calls(count: int) -> None:
-        for _ in range(count):
-            service.client.get("State")
-            service.client.error("ListCrashes", args=GLib.Variant("(s)", ("x",)))
-        for _ in range(count // 10):
-            service.client.call("ListCrashes")
-
-    calls(1000)
-    before = _resident_kib(service.process.pid)
-    calls(6000)
-    assert _resident_kib(service.process.pid) - before < 2500
-
-
-def test_stopping_leaves_the_capture_kernel_loaded(service: Service, machine: FakeMachine) -> None:
-    assert service.stop() == 0
-    assert (machine.root / "sys/kernel/kexec_crash_loaded").read_text() == "1\n"
-    service.notify.wait_for("STOPPING=1")
-    record = (machine.root / "run/kdumpd/loaded.json").read_text()
-    service.start()
-    service.wait_state("loaded")
-    assert (machine.root / "run/kdumpd/loaded.json").read_text() == record
-
-
-def test_a_killed_service_comes_back_to_the_same_state(service: Service, machine: FakeMachine) -> None:
-    before = service.client.all()
-    initrd = (machine.root / "var/lib/kdumpd" / RELEASE / "initrd").stat().st_ino
-    service.stop(signal.SIGKILL)
-    service.start()
-    service.wait_state("loaded")
-    assert service.client.all() == before
-    assert (machine.root / "var/lib/kdumpd" / RELEASE / "initrd").stat().st_ino == initrd
-
-
-def test_the_service_manager_hears_what_it_needs(service: Service, machine: FakeMachine) -> None:
-    messages = service.notify.messages
-    for text in ("READY=1\nSTATUS=", "STATUS=building", "STATUS=armed (loaded)"):
-        wait(lambda text=text: any(message.startswith(text) for message in messages), text)
-    service.notify.wait_for("WATCHDOG=1")
-    machine.config("path relative\n")
-    os.kill(service.process.pid, signal.SIGHUP)
-    service.notify.wait_for("RELOADING=1\nMONOTONIC_USEC=")
-    service.notify.wait_for("READY=1")
-    service.wait_state("loaded-stale")
-    assert "kdump.conf:1" in service.client.get("Reasons")[0]["sentence"]
-
-
-def test_a_second_service_is_kept_from_the_name(service: Service, start: Callable[..., Service]) -> None:
-    log = service.log.read_text()
-    second = start()
-    wait(lambda: "cannot be had" in second.log.read_text()[len(log) :], "a word about the name")
-    assert second.client.get("State") == "loaded"
-    second.stop()
-
-
-def test_without_a_bus_the_machine_is_armed_and_the_bus_found_later(folder: Path, machine: FakeMachine) -> None:
-    (folder / "late").mkdir()
-    late = Bus(folder / "late", OPEN)
-    late.stop()
-    (folder / "late/bus").unlink(missing_ok=True)
-    environ = {key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"}
-    words = [sys.executable, str(TOP / "tests/service/daemon.py"), str(machine.root), late.address]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(words, stderr=log, env=environ, cwd=TOP)
-    try:
-        wait((machine.root / "run/kdumpd/loaded.json").exists, "a load without a bus")
-        assert "No D-Bus" in (folder / "log").read_text()
-        again = Bus(folder / "late", OPEN)
-        try:
-
-            def answers() -> bool:
-                try:
-                    return bool(Client(again.address).get("State") == "loaded")
-                except GLib.Error:
-                    return False
-
-            wait(answers, "an answer on the late bus")
-            again.stop()
-            assert process.poll() is None
-        finally:
-            again.stop()
-        machine.crash_loaded(False)  # a change while there is no bus
-        wait(lambda: (machine.root / "sys/kernel/kexec_crash_loaded").read_text() == "1\n", "a load without a bus")
-        again = Bus(folder / "late", OPEN)
-        try:
-            wait(answers, "an answer after a restart of the bus")
-            machine.reserve("64M")
-            client = Client(again.address)
-            wait(lambda: client.get("State") == "reserved-too-small", "a change after a restart of the bus")
-        finally:
-            again.stop()
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
-
-
-def _kdumpctl(bus: Bus, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-    return subprocess.run(
-        [sys.executable, "-m", "kdumpd.cli", *words],
-        capture_output=True, text=True, check=False, env=environ, cwd=TOP, timeout=60,
-    )  # fmt: skip
-
-
-def test_kdumpctl_asks_the_service(service: Service, machine: FakeMachine) -> None:
-    done = _kdumpctl(service.bus)
-    assert done.returncode == 0
-    assert done.stdout.startswith("● kdumpd: armed (loaded)")
-    assert "does not answer" not in done.stdout
-    facts = json.loads(_kdumpctl(service.bus, "status", "--json").stdout)
-    assert facts["service"] is True
-    assert facts["image_id"] == machine.image_id()
-    assert _kdumpctl(service.bus, "unload").stdout.startswith("○ kdumpd: NOT ARMED: The capture kernel was unloaded")
-    assert _kdumpctl(service.bus, "status").returncode == 3
-    done = _kdumpctl(service.bus, "load")
-    assert (done.returncode, done.stdout) == (0, "● kdumpd: armed (loaded)\n")
-
-
-def test_kdumpctl_shows_the_services_error(service: Service, machine: FakeMachine) -> None:
-    machine.config("path relative\n")
-    done = _kdumpctl(service.bus, "reload")
-    assert done.returncode == 1
-    assert done.stderr.startswith("kdumpctl: /etc/kdump.conf:1: path must begin with a slash")
-    assert "\n  mend that line" in done.stderr
+    pump(lambda: outcome, "the reply")
 
 
 def test_the_real_builder_feeds_the_service(start: Callable[..., Service], machine: FakeMachine) -> None:

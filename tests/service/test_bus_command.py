@@ -118,3 +118,33 @@ def test_a_service_that_dies_is_said(service: Service, machine: FakeMachine) -> 
     service.stop(signal.SIGKILL)
     _, err = done.communicate(timeout=30)
     assert (done.returncode, err.splitlines()[0]) == (1, "kdumpctl: The service kdumpd ended while it worked")
+
+
+def _kdumpctl(bus: Bus, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    return subprocess.run(
+        [sys.executable, "-m", "kdumpd.cli", *words],
+        capture_output=True, text=True, check=False, env=environ, cwd=TOP, timeout=60,
+    )  # fmt: skip
+
+
+def test_kdumpctl_asks_the_service(service: Service, machine: FakeMachine) -> None:
+    done = _kdumpctl(service.bus)
+    assert done.returncode == 0
+    assert done.stdout.startswith("● kdumpd: armed (loaded)")
+    assert "does not answer" not in done.stdout
+    facts = json.loads(_kdumpctl(service.bus, "status", "--json").stdout)
+    assert facts["service"] is True
+    assert facts["image_id"] == machine.image_id()
+    assert _kdumpctl(service.bus, "unload").stdout.startswith("○ kdumpd: NOT ARMED: The capture kernel was unloaded")
+    assert _kdumpctl(service.bus, "status").returncode == 3
+    done = _kdumpctl(service.bus, "load")
+    assert (done.returncode, done.stdout) == (0, "● kdumpd: armed (loaded)\n")
+
+
+def test_kdumpctl_shows_the_services_error(service: Service, machine: FakeMachine) -> None:
+    machine.config("path relative\n")
+    done = _kdumpctl(service.bus, "reload")
+    assert done.returncode == 1
+    assert done.stderr.startswith("kdumpctl: /etc/kdump.conf:1: path must begin with a slash")
+    assert "\n  mend that line" in done.stderr

@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 from bus_bench import wait
 from engine_bench import Bench
-from fake_machine import RELEASE, FakeMachine, bzimage
+from fake_machine import RELEASE, bzimage
 
-from kdumpd.dumpfile.manifest import Result
 from kdumpd.errors import (
     BusyError,
     ConfigError,
     LoadError,
     LoadLostError,
-    NotReservedError,
-    UnsupportedError,
 )
 from kdumpd.host.kexec import FILE_ON_CRASH
 from kdumpd.host.kexec_pair import OpenPair
@@ -100,15 +97,6 @@ def test_a_hold_survives_a_restart_but_not_a_boot(bench: Bench) -> None:
     bench.restart()
     bench.engine.check()
     assert bench.rung == "loaded"
-
-
-def test_an_unload_that_cannot_be_noted_is_not_begun(bench: Bench) -> None:
-    bench.engine.check()
-    (bench.machine.root / "run/kdumpd/held.json").mkdir()
-    with pytest.raises(LoadError, match="cannot be noted"):
-        bench.engine.unload()
-    assert bench.rung == "loaded"
-    assert bench.status.loaded
 
 
 def test_a_change_is_seen_soon_and_acted_upon_once(bench: Bench) -> None:
@@ -317,135 +305,6 @@ def test_an_unknown_directive_is_only_a_note(bench: Bench) -> None:
     assert bench.codes() == ["not-proven", "config-warning"]
 
 
-def test_without_a_reservation(machine: FakeMachine) -> None:
-    machine.reserve(None)
-    bench = Bench(machine)
-    bench.engine.check()
-    assert bench.rung == "not-reserved"
-    assert bench.codes()[0] == "crashkernel-missing"
-    assert bench.builder.builds == 0
-    with pytest.raises(NotReservedError, match="without crashkernel="):
-        bench.engine.load()
-    machine.reserve("300G", 0)
-    bench.engine.check()
-    assert bench.codes()[0] == "crashkernel-ignored"
-
-
-def test_without_crash_kexec(machine: FakeMachine) -> None:
-    machine.crash_loaded(None)
-    bench = Bench(machine)
-    bench.engine.check()
-    assert bench.rung == "unsupported"
-    with pytest.raises(UnsupportedError):
-        bench.engine.load()
-    machine.crash_loaded(False)
-    machine.write("proc/sys/kernel/arch", "vax\n")
-    bench.engine.check()
-    assert bench.codes()[0] == "arch-unsupported"
-
-
-@pytest.mark.parametrize(("size", "fits"), [("256M", True), ("192M", True), ("160M", True), ("64M", False)])
-def test_which_reservations_are_enough(machine: FakeMachine, size: str, fits: bool) -> None:
-    machine.reserve(size)
-    bench = Bench(machine)
-    bench.engine.check()
-    assert bench.rung == ("loaded" if fits else "reserved-too-small")
-    if not fits:
-        reason = bench.status.state.reasons[0]
-        assert reason.sentence.startswith("64 MiB are reserved")
-        assert "needs about 1" in reason.sentence
-        # An attempt beats none, but it is not called armed.
-        assert bench.status.loaded
-
-
-def test_switched_off_by_sysctl(machine: FakeMachine) -> None:
-    machine.write("proc/sys/kernel/kexec_load_disabled", "1\n")
-    bench = Bench(machine)
-    bench.engine.check()
-    assert bench.rung == "unloaded"
-    assert bench.codes()[0] == "loading-disabled"
-    assert bench.kernel.calls == []
-    with pytest.raises(LoadError, match="kexec_load_disabled"):
-        bench.engine.load()
-
-
-def test_switched_off_while_loaded(bench: Bench) -> None:
-    bench.engine.check()
-    bench.machine.write("proc/sys/kernel/kexec_load_disabled", "1\n")
-    bench.engine.check()
-    assert bench.rung == "loaded"
-    for action in (bench.engine.load, bench.engine.reload):
-        with pytest.raises(LoadError, match="kexec_load_disabled"):
-            action()
-    with pytest.raises(LoadError, match="kexec_load_disabled"):
-        bench.engine.unload()
-    assert bench.status.loaded
-    assert bench.rung == "loaded"
-
-
-def test_a_missing_kernel_file(machine: FakeMachine) -> None:
-    (machine.root / f"boot/vmlinuz-{RELEASE}").unlink()
-    bench = Bench(machine)
-    bench.engine.check()
-    assert bench.rung == "image-missing"
-    assert "kernel-not-found" in bench.codes()
-
-
-def test_a_target_that_is_gone(bench: Bench) -> None:
-    bench.engine.check()
-    bench.machine.config("ext4 UUID=ffffffff-0000-4000-8000-000000000000\n")
-    bench.engine.check()
-    assert bench.status.loaded
-    assert "target-unusable" in bench.codes()
-    assert bench.builder.builds == 1
-
-
-def test_a_capture_by_this_very_image_proves_it(bench: Bench) -> None:
-    bench.engine.check()
-    bench.machine.crash("host-20260101T000000Z", image_id="another")
-    bench.engine.check()
-    assert bench.rung == "loaded"
-    folder = bench.machine.crash("host-20260101T000001Z", image_id=bench.machine.image_id())
-    bench.engine.check()
-    assert bench.rung == "proven"
-    assert bench.codes() == []
-    (folder / "vmcore").write_bytes(b"cut")
-    (folder.parent / "touch").mkdir()
-    bench.engine.check()
-    assert bench.rung == "loaded"
-
-
-def test_an_incomplete_capture_proves_nothing(bench: Bench) -> None:
-    bench.engine.check()
-    bench.machine.crash("a", image_id=bench.machine.image_id(), result=Result.INCOMPLETE, reason="disk full")
-    bench.engine.check()
-    assert bench.rung == "loaded"
-
-
-def test_each_crash_is_told_once(bench: Bench) -> None:
-    bench.engine.check()
-    bench.machine.crash("host-20260101T000000Z")
-    cut = bench.machine.crash("host-20260102T000000Z")
-    (cut / "manifest.json").unlink()
-    bench.engine.check()
-    bench.restart()
-    bench.engine.check()
-    told = [line for line in bench.lines() if "was captured" in line]
-    assert len(told) == 2
-    assert "sysrq triggered crash" in told[0]
-    assert any("interrupted" in line for line in told)
-    bench.machine.crash("host-20260103T000000Z")
-    bench.engine.check()
-    assert sum("was captured" in line for line in bench.lines()) == 3
-
-
-def test_hostile_panic_lines_do_not_reach_the_journal_raw(bench: Bench) -> None:
-    bench.machine.crash("a", panic="\x1b[2J\nMESSAGE=gotcha")
-    bench.engine.check()
-    assert "\x1b" not in bench.journal.getvalue()
-    assert all(line.startswith("<") for line in bench.lines())
-
-
 def test_only_one_thing_at_a_time(bench: Bench) -> None:
     bench.builder.seconds = 1.0
     worker = threading.Thread(target=bench.engine.check)
@@ -466,15 +325,6 @@ def test_rebuild_builds_what_is_fresh(bench: Bench) -> None:
     bench.engine.rebuild()
     assert bench.builder.builds == 2
     assert len(bench.kernel.calls) == 2
-
-
-def test_a_run_folder_that_cannot_be_written_is_said(bench: Bench) -> None:
-    run = bench.machine.root / "run/kdumpd"
-    run.rmdir()
-    run.write_text("")
-    with pytest.raises(LoadError, match="cannot be noted"):
-        bench.engine.load()
-    assert bench.kernel.calls == []
 
 
 def test_the_pair_that_is_loaded_outlives_its_files(bench: Bench) -> None:
@@ -510,16 +360,6 @@ def test_a_changed_command_line_is_loaded_without_a_build(bench: Bench) -> None:
     assert len(bench.kernel.calls) == 2
 
 
-def test_processors_that_do_not_fit_are_said(bench: Bench) -> None:
-    bench.machine.write("sys/devices/system/cpu/present", "0-63\n")
-    bench.engine.check()
-    assert "nr_cpus=4" in bench.kernel.calls[-1][0]
-    bench.machine.config("nr_cpus 32\n")
-    bench.engine.check()
-    assert "nr_cpus=32" in bench.kernel.calls[-1][0]
-    assert (bench.rung, bench.codes()[0]) == ("reserved-too-small", "reservation-too-small")
-
-
 def test_a_record_with_nonsense_in_it_claims_nothing(bench: Bench) -> None:
     bench.engine.check()
     path = bench.machine.root / "run/kdumpd/loaded.json"
@@ -543,10 +383,3 @@ def test_a_loader_that_died_without_an_answer(bench: Bench) -> None:
     bench.kernel.before = None
     bench.engine.check(patient=False)
     assert bench.rung == "loaded"
-
-
-def test_a_crash_folder_that_is_a_link_is_not_followed(bench: Bench, tmp_path: Path) -> None:
-    elsewhere = bench.machine.crash("real", image_id="x")
-    (bench.machine.root / "var/crash/link").symlink_to(elsewhere)
-    bench.engine.check()
-    assert sum("was captured" in line for line in bench.lines()) == 1
