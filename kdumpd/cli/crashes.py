@@ -97,6 +97,7 @@ def _pairs(crash: Crash) -> list[tuple[str, str]]:
         ("Build", manifest.kernel_version if manifest is not None else None),
         ("Machine", manifest.machine if manifest is not None else None),
         ("Dump", _dump_text(crash)),
+        ("Encrypted", ", ".join(manifest.encrypted_to) if manifest is not None else None),
         ("Log", str(crash.log) if crash.log is not None else None),
         ("Folder", str(crash.path)),
     ]
@@ -139,6 +140,7 @@ def _facts(crash: Crash) -> dict[str, Any]:
         "kernel": manifest.kernel if manifest is not None else None,
         "panic": manifest.panic if manifest is not None else None,
         "dump_bytes": crash.dump_bytes,
+        "encrypted_to": list(manifest.encrypted_to) if manifest is not None else [],
         "regions": _regions(crash),
         "level": manifest.level if manifest is not None else None,
         "compression": manifest.compression if manifest is not None else None,

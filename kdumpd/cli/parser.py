@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb("list", "crashes:show_list", "the crashes that were captured")
     verb("info", "crashes:show_info", "all about one crash", add=_crash)
     verb("verify", "crashes:verify_crash", "check the files of one crash against their checksums", add=_crash)
+    verb("decrypt", "decrypt:run", "make an encrypted crash readable, with the private key", add=_decrypt)
     verb("test", "crash_test:crash", "CRASH this machine, to see whether a dump comes", add=_force)
     verb("load", "actions:run", "build the capture image if needed, and load it", "start")
     verb("unload", "actions:run", "unload the capture kernel until `load` is given", "stop")
@@ -114,6 +115,16 @@ def _common() -> Parser:
 
 def _crash(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("crash", nargs="?", default="last", metavar="CRASH", help="number, name or `last` (default)")
+
+
+def _decrypt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "crash", nargs="?", default="last", metavar="CRASH", help="number, name, `last` (default), or a file or folder"
+    )
+    parser.add_argument(
+        "--identity", "-i", type=Path, action="append", metavar="FILE", help="the private key (age-keygen); - reads it"
+    )
+    parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="where the files go; made if missing")
 
 
 def _file(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import enum
 import re
 from collections.abc import Callable, Sequence
 
+from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.model import Compression, DumpSettings
 
 PROGRAMS = ("makedumpfile", "kdumpd-collect")
@@ -54,7 +55,7 @@ DEFAULT_MESSAGES = Messages.PROGRESS | Messages.COMMON | Messages.ERROR
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CollectorOptions:
     """A command line that was read. `operands` are file names in their order; `without_effect` and `problems` are
-    sentences on options that change nothing, and on what was not understood."""
+    sentences on options that change nothing, and on what was not understood. `encrypt_to` are public keys of age."""
 
     verb: Verb = Verb.DUMP
     dump: DumpSettings = dataclasses.field(default_factory=DumpSettings)
@@ -64,6 +65,7 @@ class CollectorOptions:
     json: bool = False
     messages: Messages = DEFAULT_MESSAGES
     vmlinux: str | None = None
+    encrypt_to: tuple[str, ...] = ()
     operands: tuple[str, ...] = ()
     without_effect: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -114,6 +116,13 @@ def _compression_level(text: str) -> Changes:
     return _number("dump.compression_level", "compression level", low, high)(text)
 
 
+def _recipients(text: str) -> Changes:
+    try:
+        return {"encrypt_to": recipient_keys(text)}
+    except ValueError as error:
+        raise _BadValueError(str(error)) from error
+
+
 def _messages(text: str) -> Changes:
     changes = _number("messages", "message level", 0, MAX_MESSAGES)(text)
     return {"messages": Messages(int(str(changes["messages"])))}
@@ -152,6 +161,8 @@ OPTIONS: tuple[Option, ...] = (
            help="write a stream, to standard output where no OUT is given"),
     Option(names=("--num-threads",), value="N", in_config=True, help="threads that pack, one a cpu by default",
            read=_number("dump.threads", "number of threads", 0, MAX_THREADS)),
+    Option(names=("--encrypt-to",), value="KEY", read=_recipients,
+           help="encrypt to this public key of age(1), as a stream; may be given several times"),
     Option(names=("--no-checksums",), read=_sets(dump__checksums=False), in_config=True,
            help="take no sha256 of what is written"),
     Option(names=("--no-verify",), read=_sets(dump__verify=False), in_config=True,
@@ -200,6 +211,8 @@ OPTIONS: tuple[Option, ...] = (
 
 _BY_NAME = {name: option for option in OPTIONS for name in option.names}
 
+_ENCRYPTED = (Verb.DUMP, Verb.DMESG, Verb.PARTIAL_DMESG, Verb.CHECK, Verb.HELP, Verb.VERSION)
+
 
 class _Reader:
     """One pass over the words."""
@@ -212,6 +225,7 @@ class _Reader:
         self.problems: list[str] = []
         self.without_effect: list[str] = []
         self.operands: list[str] = []
+        self._recipients: tuple[str, ...] = ()
 
     def read(self) -> CollectorOptions:
         while self._words:
@@ -229,6 +243,8 @@ class _Reader:
         rest = {name: value for name, value in self._fields.items() if not name.startswith("dump.")}
         settings = dataclasses.replace(DumpSettings(), **dump)  # type: ignore[arg-type]  # the table's names are fields
         self._check(settings)
+        if self._recipients and self._fields.get("verb", Verb.DUMP) not in _ENCRYPTED:
+            self.problems.append("option '--encrypt-to' is for a dump or a log, each in one file")
         options = CollectorOptions(
             dump=settings,
             operands=tuple(self.operands),
@@ -289,6 +305,9 @@ class _Reader:
                 if field in ("verb", "dump.compression") and self._fields.get(field, new) != new:
                     self.problems.append(f"options '{self._given[field]}' and '{name}' exclude each other")
                 self._given[field] = name
+            if "encrypt_to" in changes:  # each one adds to those before
+                self._recipients = tuple(dict.fromkeys((*self._recipients, *recipient_keys(value))))
+                changes = {"encrypt_to": self._recipients}
             self._fields.update(changes)
 
     def _check(self, settings: DumpSettings) -> None:

@@ -15,7 +15,15 @@ import re
 import stat
 from pathlib import Path
 
-from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, Manifest, Result
+from kdumpd.dumpfile.manifest import (
+    DUMP_NAME,
+    ENCRYPTED_SUFFIX,
+    INCOMPLETE_NAME,
+    LOG_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    Result,
+)
 from kdumpd.errors import DumpFormatError, KdumpError, NotFoundError, TargetError, os_reason
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
@@ -34,13 +42,17 @@ class Standing(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """One crash directory. Times are microseconds of CLOCK_REALTIME; `problem` explains what is not as promised."""
+    """One crash directory. Times are microseconds of CLOCK_REALTIME; `problem` explains what is not as promised.
+
+    `dump` is the dump with its final name, None while there is none; `dump_bytes` is also of an incomplete one.
+    """
 
     name: str
     path: Path
     standing: Standing
     time_usec: int
     manifest: Manifest | None = None
+    dump: Path | None = None
     dump_bytes: int | None = None
     log: Path | None = None
     problem: str | None = None
@@ -81,16 +93,16 @@ def read_crash(path: Path) -> Crash | None:
     Raises TargetError when the caller may not look into it.
     """
     files = _Files(path)
-    if MANIFEST_NAME not in files and INCOMPLETE_NAME not in files and LOG_NAME not in files:
+    dump, incomplete, log = files.find(DUMP_NAME), files.find(INCOMPLETE_NAME), files.find(LOG_NAME)
+    if MANIFEST_NAME not in files and incomplete is None and log is None:
         return None  # somebody else's directory
-    log = path / LOG_NAME if LOG_NAME in files else None
     if MANIFEST_NAME not in files:
         return Crash(
             name=path.name,
             path=path,
             standing=Standing.INTERRUPTED,
             time_usec=files.time_usec(),
-            dump_bytes=files.size(INCOMPLETE_NAME),
+            dump_bytes=files.size(incomplete),
             log=log,
             problem="the capture ended before it wrote its manifest",
         )
@@ -102,35 +114,37 @@ def read_crash(path: Path) -> Crash | None:
             path=path,
             standing=Standing.DAMAGED,
             time_usec=files.time_usec(),
-            dump_bytes=files.size(DUMP_NAME),
+            dump=dump,
+            dump_bytes=files.size(dump),
             log=log,
             problem=error.sentence,
         )
-    standing, problem = _stands(manifest, files)
-    dump_bytes = files.size(DUMP_NAME)
+    standing, problem = _stands(manifest, dump, files)
     return Crash(
         name=path.name,
         path=path,
         standing=standing,
         time_usec=manifest.crash_time_usec or manifest.started_usec,
         manifest=manifest,
-        dump_bytes=files.size(INCOMPLETE_NAME) if dump_bytes is None else dump_bytes,
+        dump=dump,
+        dump_bytes=files.size(incomplete if dump is None else dump),
         log=log,
         problem=problem,
     )
 
 
-def _stands(manifest: Manifest, files: _Files) -> tuple[Standing, str | None]:
+def _stands(manifest: Manifest, dump: Path | None, files: _Files) -> tuple[Standing, str | None]:
     """What the manifest says, checked against the files beside it."""
     if manifest.result is not Result.COMPLETE:
         return Standing(manifest.result.value), manifest.reason
     if manifest.dump is None:
         return Standing.DAMAGED, "the manifest calls the dump complete, but names no file"
-    size = files.size(DUMP_NAME)
-    if size is None:
-        return Standing.DAMAGED, f"the manifest calls the dump complete, but there is no file {DUMP_NAME}"
+    size = files.size(dump)
+    if dump is None or size is None:
+        name = DUMP_NAME + (ENCRYPTED_SUFFIX if manifest.encrypted_to else "")
+        return Standing.DAMAGED, f"the manifest calls the dump complete, but there is no file {name}"
     if size != manifest.dump.size_bytes:
-        return Standing.DAMAGED, f"{DUMP_NAME} has {size} bytes, the manifest says {manifest.dump.size_bytes}"
+        return Standing.DAMAGED, f"{dump.name} has {size} bytes, the manifest says {manifest.dump.size_bytes}"
     return Standing.COMPLETE, manifest.reason
 
 
@@ -140,7 +154,8 @@ class _Files:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stats: dict[str, os.stat_result] = {}
-        for name in (MANIFEST_NAME, DUMP_NAME, INCOMPLETE_NAME, LOG_NAME):
+        names = (DUMP_NAME, INCOMPLETE_NAME, LOG_NAME)
+        for name in (MANIFEST_NAME, *names, *(name + ENCRYPTED_SUFFIX for name in names)):
             try:
                 status = os.lstat(path / name)
             except PermissionError as error:
@@ -153,9 +168,16 @@ class _Files:
     def __contains__(self, name: str) -> bool:
         return name in self._stats
 
-    def size(self, name: str) -> int | None:
+    def find(self, name: str) -> Path | None:
+        """The file called `name`, or so and encrypted; None without one."""
+        for each in (name, name + ENCRYPTED_SUFFIX):
+            if each in self._stats:
+                return self._path / each
+        return None
+
+    def size(self, file: Path | None) -> int | None:
         """Bytes, None without such a file."""
-        return self._stats[name].st_size if name in self._stats else None
+        return self._stats[file.name].st_size if file is not None else None
 
     def time_usec(self) -> int:
         """When the oldest of the files was last written, for captures that left no time of their own."""

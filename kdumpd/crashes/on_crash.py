@@ -23,7 +23,6 @@ from kdumpd.config.parse import read_config
 from kdumpd.crashes.index import Crash, read_crash
 from kdumpd.crashes.place import crash_folder
 from kdumpd.crashes.text import printable
-from kdumpd.dumpfile.manifest import DUMP_NAME
 from kdumpd.errors import KdumpError, NotFoundError
 from kdumpd.host.files import below
 
@@ -70,13 +69,12 @@ def programs(root: Path = Path("/")) -> tuple[Path, ...]:
 def environment(crash: Crash) -> Mapping[str, str]:
     """What a program learns; texts out of crashed memory are one line of printable characters."""
     manifest = crash.manifest
-    dump = crash.path / DUMP_NAME
     facts = {
         "CRASH": crash.name,
         "PATH": str(crash.path),
         "RESULT": crash.standing.value,
         "PROBLEM": crash.problem or "",
-        "VMCORE": str(dump) if dump.exists() else "",
+        "VMCORE": "" if crash.dump is None else str(crash.dump),
         "LOG": "" if crash.log is None else str(crash.log),
         "TIME_USEC": str(crash.time_usec),
         "KERNEL": "" if manifest is None else manifest.kernel,

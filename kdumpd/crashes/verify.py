@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from kdumpd.crashes.index import Crash, Standing
-from kdumpd.dumpfile.manifest import DUMP_NAME, LOG_NAME, FileRecord
+from kdumpd.dumpfile.manifest import LOG_NAME, FileRecord
 from kdumpd.errors import os_reason
 
 _PIECE_BYTES = 1 << 20
@@ -23,11 +23,13 @@ def verify(crash: Crash) -> str | None:
     manifest = crash.manifest
     if crash.standing is Standing.DAMAGED or manifest is None:
         return crash.problem or "there is no manifest to check against"
-    if manifest.dump is not None and crash.standing is Standing.COMPLETE:
-        problem = _check(crash.path / DUMP_NAME, manifest.dump)
+    if manifest.dump is not None and crash.dump is not None and crash.standing is Standing.COMPLETE:
+        problem = _check(crash.dump, manifest.dump)
         if problem is not None:
             return problem
-    return None if manifest.log is None else _check(crash.path / LOG_NAME, manifest.log)
+    if manifest.log is None:
+        return None
+    return _check(crash.log or crash.path / LOG_NAME, manifest.log)
 
 
 def _check(path: Path, record: FileRecord) -> str | None:

@@ -23,6 +23,7 @@ from kdumpd.dumpfile.sink import Stream
 from kdumpd.errors import DumpFormatError, UnsupportedError
 
 if TYPE_CHECKING:
+    from kdumpd.dumpfile.sealed import FileKey
     from kdumpd.dumpfile.stored import Stored
 
 SIGNATURE = b"makedumpfile\0\0\0\0"
@@ -66,8 +67,9 @@ class FlattenedSink:
     def reserve(self, size: int) -> None:
         """A stream has no room to take beforehand."""
 
-    def free_bytes(self) -> None:
+    def free_bytes(self) -> int | None:
         """Not known: the room is at the other end."""
+        return None
 
     def scratch(self, size: int) -> None:
         """There is no place beside a stream."""
@@ -75,6 +77,14 @@ class FlattenedSink:
     def sync(self) -> None:
         """As the stream does it."""
         self._stream.sync()
+
+    @property
+    def find_key(self) -> FileKey | None:
+        """What opens the dump in the stream, where it is encrypted, as long as it is written."""
+        return None
+
+    def leave(self) -> None:
+        """Nothing more comes, and the dump is incomplete: without its end record the stream says so."""
 
     def end(self) -> None:
         """The record that says that the dump is complete; the last thing that is sent."""

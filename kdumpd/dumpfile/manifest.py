@@ -20,6 +20,7 @@ MANIFEST_NAME = "manifest.json"
 DUMP_NAME = "vmcore"
 INCOMPLETE_NAME = "vmcore.incomplete"
 LOG_NAME = "vmcore-dmesg.txt"
+ENCRYPTED_SUFFIX = ".age"
 FORMAT = 1
 
 
@@ -65,7 +66,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """See the module. Times are microseconds of CLOCK_REALTIME, sizes bytes, counts pages."""
+    """See the module. Times are microseconds of CLOCK_REALTIME, sizes bytes, counts pages.
+
+    `encrypted_to` are the public keys (age) for which the files were encrypted; none when they were not.
+    """
 
     result: Result
     reason: str | None = None
@@ -84,6 +88,7 @@ class Manifest:
     compression_level: int | None = None
     dump: FileRecord | None = None
     log: FileRecord | None = None
+    encrypted_to: tuple[str, ...] = ()
     pages: Mapping[str, int] = dataclasses.field(default_factory=dict)
     peak_rss_bytes: int | None = None
     lowest_available_bytes: int | None = None
@@ -94,6 +99,16 @@ class Manifest:
     def to_json(self) -> str:
         """The text of manifest.json."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    def without_memory(self) -> Manifest:
+        """What may be read by everybody where the dump may not: no words that could have come out of the memory."""
+        hidden = f"see {MANIFEST_NAME}{ENCRYPTED_SUFFIX}"
+        return dataclasses.replace(
+            self,
+            panic=None,
+            steps=tuple(Step(step.step, hidden) for step in self.steps),
+            notes=(f"{len(self.notes)} notes are in {MANIFEST_NAME}{ENCRYPTED_SUFFIX}",) if self.notes else (),
+        )
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Manifest:
@@ -111,6 +126,7 @@ class Manifest:
                 record = known.get(name)
                 known[name] = None if record is None else _file_record(record)
             known["notes"] = tuple(str(note) for note in known.get("notes", ()))
+            known["encrypted_to"] = tuple(str(key) for key in known.get("encrypted_to", ()))
             known["pages"] = {str(key): int(value) for key, value in known.get("pages", {}).items()}
             known["timings_sec"] = {str(key): float(value) for key, value in known.get("timings_sec", {}).items()}
             known["steps"] = tuple(Step(str(each["step"]), str(each["reason"])) for each in known.get("steps", ()))

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kdumpd.collector.dump import PHASES, Outcome, check_dump, page_counts, summary, write_dump
@@ -30,7 +31,8 @@ def dump(options: CollectorOptions, console: Console) -> int:
     """Writes the dump that `options` ask for."""
     if options.dry_run:
         return _dry_run(options, console)
-    if options.dump.flattened and (len(options.operands) == 1 or options.operands[1:] == ("-",)):
+    streamed = options.dump.flattened or options.encrypt_to
+    if streamed and (len(options.operands) == 1 or options.operands[1:] == ("-",)):
         return _to_stdout(options, console)
     if len(options.operands) != 2:
         raise UsageError(f"{_count(options)}; VMCORE and OUT are needed", hint="kdumpd-collect --help")
@@ -39,14 +41,15 @@ def dump(options: CollectorOptions, console: Console) -> int:
     outcome = Outcome()
     with open_source(options, vmcore, console) as source:
         with Output(out, force=options.force, sources=(vmcore,)) as output:
-            stream = FlattenedSink(OutputStream(output.file.fileno(), str(out))) if options.dump.flattened else None
+            stream = None
+            if streamed:
+                stream = _stream(OutputStream(output.file.fileno(), str(out)), options, output.file.free_bytes)
             try:
                 progress = _write(source, stream or output.file, outcome, options, console)
-                if stream is not None:
-                    stream.end()
             except NoSpaceError as error:
-                raise _no_space(error, output.partial, outcome, flattened=stream is not None) from error
-            check_dump(output.partial, source, outcome, DumpOptions.of(options.dump), progress)
+                raise _no_space(error, output.partial, outcome, options) from error
+            find_key = None if stream is None else stream.find_key
+            check_dump(output.partial, source, outcome, DumpOptions.of(options.dump), progress, find_key)
         output.commit()
         _tell(source, str(out), outcome, options, console, time.monotonic() - began)
     return 0
@@ -62,19 +65,37 @@ def open_source(options: CollectorOptions, vmcore: Path, console: Console) -> So
     return source
 
 
+def _stream(
+    stream: OutputStream, options: CollectorOptions, free_bytes: Callable[[], int | None] = lambda: None
+) -> FlattenedSink:
+    if options.encrypt_to:
+        from kdumpd.dumpfile.sealed_sink import SealedSink
+
+        return SealedSink(stream, options.encrypt_to, free_bytes=free_bytes)
+    return FlattenedSink(stream)
+
+
 def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptions, console: Console) -> Progress:
     progress = console.progress(PHASES)
     try:
         write_dump(source, sink, outcome, DumpOptions.of(options.dump), progress)
+        if isinstance(sink, FlattenedSink):
+            sink.end()
         return progress
+    except BaseException:
+        if isinstance(sink, FlattenedSink):
+            sink.leave()
+        raise
     finally:
         console.notes((*source.notes, *(step.reason for step in source.steps), *outcome.notes))
 
 
-def _no_space(error: NoSpaceError, partial: Path, outcome: Outcome, *, flattened: bool) -> NoSpaceError:
+def _no_space(error: NoSpaceError, partial: Path, outcome: Outcome, options: CollectorOptions) -> NoSpaceError:
     left = f"{partial} holds {outcome.pages.get('written', 0)} of {outcome.pages.get('kept', 0)} pages"
     hint = "crash opens what is there with --zero_excluded"
-    if flattened:
+    if options.encrypt_to:
+        hint = f"kdumpctl decrypt {partial} makes a dump of what is there"
+    elif options.dump.flattened:
         hint = f"kdumpd-collect -R OUT <{partial} makes a dump of what is there"
     return NoSpaceError(f"{error.sentence}; {left}", hint=hint)
 
@@ -88,9 +109,8 @@ def _to_stdout(options: CollectorOptions, console: Console) -> int:
     outcome = Outcome()
     with open_source(options, vmcore, console) as source:
         sys.stdout.flush()
-        sink = FlattenedSink(OutputStream(_STDOUT_FD, "standard output"))
+        sink = _stream(OutputStream(_STDOUT_FD, "standard output"), options)
         _write(source, sink, outcome, options, console)
-        sink.end()
         _tell(source, "standard output", outcome, options, console, time.monotonic() - began)
     return 0
 
@@ -113,6 +133,7 @@ def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[s
         "compression": str(options.dump.compression),
         "compression_level": outcome.compression_level,
         "size_bytes": outcome.size_bytes,
+        "encrypted_to": list(options.encrypt_to),
         "pages": outcome.pages,
         "timings_sec": outcome.timings_sec,
         "peak_rss_bytes": peak_rss(),

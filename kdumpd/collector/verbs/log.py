@@ -27,14 +27,21 @@ def log(options: CollectorOptions, console: Console) -> int:
             raise VmcoreError(f"{vmcore} has no log that can be read")
         text = "".join(f"{line}\n" for line in lines)
         facts = {"result": "complete", "lines": len(lines), "notes": list(dict.fromkeys(source.notes))}
+        if to_stdout and options.encrypt_to:
+            raise UsageError("an encrypted log is not written to standard output", hint="give OUT")
         if to_stdout:
             sys.stdout.write(text)
             sys.stdout.flush()
             return 0
         out = Path(outs[0])
         with Output(out, force=options.force, sources=(Path(vmcore),)) as output:
-            output.file.write_at(0, text.encode())
-            output.file.sync()
+            if options.encrypt_to:
+                from kdumpd.dumpfile.sealed_sink import seal_data
+
+                seal_data(output.file, options.encrypt_to, text.encode())
+            else:
+                output.file.write_at(0, text.encode())
+                output.file.sync()
         output.commit()
         console.result(f"{out}: {len(lines)} lines", {**facts, "out": str(out), "size_bytes": len(text.encode())})
     return 0

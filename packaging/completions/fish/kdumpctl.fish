@@ -12,7 +12,7 @@ function __kdumpctl_kernels
     end
 end
 
-set -l verbs status why-stale watch list info verify test load start unload stop reload restart rebuild show-config \
+set -l verbs status why-stale watch list info verify decrypt test load start unload stop reload restart rebuild show-config \
     check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation kernel-hook
 set -l none "not __fish_seen_subcommand_from $verbs"
 
@@ -28,6 +28,7 @@ complete -c kdumpctl -n $none -a watch -d 'print each change of the state'
 complete -c kdumpctl -n $none -a list -d 'the crashes that were captured'
 complete -c kdumpctl -n $none -a info -d 'all about one crash'
 complete -c kdumpctl -n $none -a verify -d 'check the files of one crash'
+complete -c kdumpctl -n $none -a decrypt -d 'make an encrypted crash readable'
 complete -c kdumpctl -n $none -a test -d 'CRASH this machine'
 complete -c kdumpctl -n $none -a 'load start' -d 'build if needed, and load'
 complete -c kdumpctl -n $none -a 'unload stop' -d 'unload the capture kernel'
@@ -43,10 +44,13 @@ complete -c kdumpctl -n $none -a reset-crashkernel -d 'set the boot loader to it
 complete -c kdumpctl -n $none -a reservation -d 'show or set crashkernel= of the next boot'
 complete -c kdumpctl -n $none -a kernel-hook -d 'tell of a kernel that came or went'
 
-complete -c kdumpctl -n '__fish_seen_subcommand_from info verify' -a '(__kdumpctl_crashes)'
+complete -c kdumpctl -n '__fish_seen_subcommand_from info verify decrypt' -a '(__kdumpctl_crashes)'
 complete -c kdumpctl -n '__fish_seen_subcommand_from check-config import-config' -F
 complete -c kdumpctl -n '__fish_seen_subcommand_from import-config reset-crashkernel set' -l dry-run -d 'change nothing'
 complete -c kdumpctl -n '__fish_seen_subcommand_from import-config' -l force -d 'replace an earlier import'
+complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -F
+complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s i -l identity -rF -d 'the private key'
+complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s o -l output -d 'where the files go' -xa '(__fish_complete_directories)'
 complete -c kdumpctl -n '__fish_seen_subcommand_from test' -l force -d 'without a question'
 complete -c kdumpctl -n '__fish_seen_subcommand_from reservation; and not __fish_seen_subcommand_from show set' -a 'show set'
 complete -c kdumpctl -n '__fish_seen_subcommand_from kernel-hook; and not __fish_seen_subcommand_from add remove' -a 'add remove'
