@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The process of its own that the collector is: what it does not load, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[3]
+PYTHON = "/usr/bin/python3"
+
+
+def run(*words: str, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=TOP, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+
+
+def test_numpy_comes_without_what_nobody_calls() -> None:
+    code = (
+        "import sys; from kdumpd.collector.lean import without_unused_parts; without_unused_parts()\n"
+        "from kdumpd.collector.verbs import dump, memusage, split\n"
+        "import numpy; print(*sorted(sys.modules))"
+    )
+    loaded = run(PYTHON, "-c", code).stdout.split()
+    assert "numpy.core.multiarray" in loaded or "numpy._core.multiarray" in loaded
+    for name in ("numpy.random.mtrand", "numpy.ma.core", "numpy.polynomial.polynomial", "numpy.typing", "paramiko"):
+        assert name not in loaded
+
+
+def test_nothing_is_taken_from_a_process_that_has_numpy_already() -> None:
+    code = "import numpy; from kdumpd.collector.lean import *; without_unused_parts(); print(numpy.random.default_rng)"
+    assert "function default_rng" in run(PYTHON, "-c", code).stdout
+
+
+def test_status_and_output_get_out() -> None:
+    done = run(PYTHON, "-m", "kdumpd.collector", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("kdumpd-collect ")
+    done = run(PYTHON, "-m", "kdumpd.collector", "-d", "99", "a", "b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("kdumpd-collect: ")
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        done = run(PYTHON, "-m", "kdumpd.collector", "--help", stdout=full.fileno())
+    assert done.returncode not in (0, None)
