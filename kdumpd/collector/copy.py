@@ -17,23 +17,22 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.collector.order import batches
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.native import PageBuffer
 from kdumpd.dumpfile.packing import GROUP, PackedPages, Packing
 from kdumpd.dumpfile.sink import PageWriter
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
 # Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. More
 # threads share them, so that memory has one bound.
-BATCH_PAGES = 256
+BATCH_PAGES = 512
 # More threads would only wait for the interpreter.
 MAX_THREADS = 8
 
-Pfns = npt.NDArray[np.int64]
+Pfns = NDArray[np.int64]
 
 
 class _Batch:

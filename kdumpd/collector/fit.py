@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.order import Waiting
@@ -16,7 +15,7 @@ from kdumpd.collector.source import Source
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, Codec, layout
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.sink import Sink
-from kdumpd.vmcore.arrays import count_bits
+from kdumpd.vmcore.arrays import NDArray, count_bits
 from kdumpd.vmcore.classify import Classification, copy_bits
 from kdumpd.vmcore.memory import PAGE_SIZE
 
@@ -34,7 +33,7 @@ class Plan:
 
     level: int
     found: Classification
-    kept: npt.NDArray[np.uint8]
+    kept: NDArray[np.uint8]
     shortage: str | None
     tight: bool = False
 
@@ -85,7 +84,7 @@ def _tell(source: Source, step: str, room: int, need: int, what: str) -> None:
     )
 
 
-def _estimate(source: Source, options: DumpOptions, kept: npt.NDArray[np.uint8], count: int, room: int) -> int:
+def _estimate(source: Source, options: DumpOptions, kept: NDArray[np.uint8], count: int, room: int) -> int:
     """Bytes that a dump of the `count` pages of `kept` will take: a sample is packed where it could be too much."""
     sub_blocks, bitmap_blocks = layout(max_mapnr=source.core.max_pfn, note_size=len(source.core.notes_block))
     head = (1 + sub_blocks + bitmap_blocks) * BLOCK_SIZE + SUB_HEADER_SIZE + count * DESCRIPTOR.size

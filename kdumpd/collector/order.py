@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Pfns = npt.NDArray[np.int64]
+from kdumpd.vmcore.arrays import NDArray
+
+Bytes = NDArray[np.uint8]
+Pfns = NDArray[np.int64]
 _STEP = 1 << 13  # bytes of bitmap, 65,536 pages, looked at in one go
 
 

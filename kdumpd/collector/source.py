@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.diskdump import SIGNATURE, Utsname
 from kdumpd.dumpfile.flattened import SIGNATURE as FLATTENED
@@ -24,7 +23,7 @@ from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.stored import is_encrypted
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
-from kdumpd.vmcore.arrays import count_bits
+from kdumpd.vmcore.arrays import NDArray, count_bits
 from kdumpd.vmcore.classify import Classification, NewBitmap, classify, in_memory, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages, must_keep
 from kdumpd.vmcore.crosscheck import agreed
@@ -77,7 +76,7 @@ class Source:
     notes: list[str]
     steps: list[Step] = dataclasses.field(default_factory=list)
     new_bitmap: NewBitmap = in_memory
-    needed: Mapping[str, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
+    needed: Mapping[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     _facts: KernelFacts | None = None
     _looked_for_facts: bool = False
 

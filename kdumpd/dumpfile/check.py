@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.reader import SAMPLE, verify
 from kdumpd.dumpfile.stored import PlainFile, open_stored
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import CrashedMemory
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def verify_dump(
     *,
     sample: int | None = SAMPLE,
     memory: CrashedMemory | None = None,
-    needed: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    needed: Mapping[str, NDArray[np.int64]] | None = None,
     unreadable: Collection[int] = (),
     find_key: FileKey | None = None,
 ) -> int:

@@ -11,14 +11,13 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Status, unpack_headers
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import DumpFormatError, VmcoreError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent
 from kdumpd.vmcore.vmcoreinfo import machine_of
 
@@ -29,7 +28,7 @@ _SPAN = 4 << 20  # bytes of page data read in one go
 _CACHED_PAGES = 256
 _VMCOREINFO = b"VMCOREINFO\0\0"
 
-Bytes = npt.NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 
 
 class DumpedMemory(CrashedMemory):
@@ -143,7 +142,7 @@ class DumpedMemory(CrashedMemory):
 
     # Pages
 
-    def _descriptors(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    def _descriptors(self, pfns: NDArray[np.int64]) -> NDArray[np.void]:
         """The descriptors of ascending `pfns`, zeros for those that have none."""
         ranks, there = self._ranks.find(pfns)
         if self.header.split:
@@ -159,7 +158,7 @@ class DumpedMemory(CrashedMemory):
                 found[where[run[: len(table)]]] = table
         return found
 
-    def read_pages(self, pfns: npt.NDArray[np.int64], out: Bytes) -> npt.NDArray[np.int64]:
+    def read_pages(self, pfns: NDArray[np.int64], out: Bytes) -> NDArray[np.int64]:
         """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
@@ -220,7 +219,7 @@ class DumpedMemory(CrashedMemory):
         return VmcoreError(f"physical address {pfn << PAGE_SHIFT:#x} is not in {self.path}")
 
 
-def _groups(offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> list[slice]:
+def _groups(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[slice]:
     """Pieces of ascending `offsets` that lie so near to each other that one read is cheaper than several."""
     if not len(offsets):
         return []

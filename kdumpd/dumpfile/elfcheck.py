@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.stored import Stored
 from kdumpd.errors import DumpFormatError, VmcoreError
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.elf_headers import INCOMPLETE, PN_XNUM
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
@@ -61,7 +61,7 @@ def check_pages(
     *,
     sample: int | None,
     memory: CrashedMemory,
-    needed: Mapping[str, npt.NDArray[np.int64]],
+    needed: Mapping[str, NDArray[np.int64]],
     unreadable: Collection[int],
 ) -> int:
     """Compares `sample` pages at random, all of them for None, and all `needed` ones that `memory` has with what it

@@ -15,14 +15,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.elflayout import Piece, Runs, pieces
 from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, UnsupportedError
-from kdumpd.vmcore.arrays import count_bits, ints
+from kdumpd.vmcore.arrays import NDArray, count_bits, ints
 from kdumpd.vmcore.elf_headers import INCOMPLETE, MACHINES, PN_XNUM
 from kdumpd.vmcore.memory import PAGE_SIZE, Segment
 
@@ -44,7 +43,7 @@ class ElfWriter:
     """
 
     def __init__(
-        self, sink: Sink, *, machine: str, segments: Sequence[Segment], notes: bytes, kept: npt.NDArray[np.uint8]
+        self, sink: Sink, *, machine: str, segments: Sequence[Segment], notes: bytes, kept: NDArray[np.uint8]
     ) -> None:
         """Writes everything but the pages. Raises UnsupportedError for a machine without an ELF number."""
         self._sink = sink
@@ -109,7 +108,7 @@ class ElfWriter:
         offset = self._data_at + piece.page * PAGE_SIZE + piece.inside
         return _PHDR.pack(_PT_LOAD, _RWX, offset, piece.vaddr, piece.paddr, piece.filesz, piece.memsz, 0)
 
-    def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+    def write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
         """Adds the pages of ascending `pfns`, which must not be packed."""
         filled = np.flatnonzero(pages.sizes)
         if pages.flags[filled].any():
@@ -126,12 +125,12 @@ class ElfWriter:
         self.data_size += len(filled) * PAGE_SIZE
         self.written += len(pfns)
 
-    def _offsets(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _offsets(self, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
         runs = np.searchsorted(self._runs.starts, pfns, side="right") - 1
         outside = (runs < 0) | (pfns >= self._runs.ends[runs])
         if outside.any():
             raise DumpFormatError(f"pfn {int(pfns[outside][0]):#x} is not among the pages to write")
-        found: npt.NDArray[np.int64] = self._data_at + (self._before[runs] + pfns - self._runs.starts[runs]) * PAGE_SIZE
+        found: NDArray[np.int64] = self._data_at + (self._before[runs] + pfns - self._runs.starts[runs]) * PAGE_SIZE
         return found
 
     def checkpoint(self) -> None:

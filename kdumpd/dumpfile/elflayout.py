@@ -11,13 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import PAGE_SIZE, Segment
 
-Bytes = npt.NDArray[np.uint8]
-Pfns = npt.NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Pfns = NDArray[np.int64]
 
 # crash(8) looks at 40 bytes for each, one after the other: this many fit into a second-level cache.
 MOST_RUNS = 1 << 14

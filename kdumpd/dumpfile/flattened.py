@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.sink import Stream
 from kdumpd.errors import DumpFormatError, UnsupportedError
+from kdumpd.vmcore.arrays import NDArray
 
 if TYPE_CHECKING:
     from kdumpd.dumpfile.sealed import FileKey
@@ -168,15 +168,15 @@ class FlattenedFile:
         starts, sizes, places = self._index()
         order = np.argsort(starts, kind="stable")
         self._order = order
-        self._starts: npt.NDArray[np.int64] = starts[order]
-        self._sizes: npt.NDArray[np.int64] = sizes[order]
-        self._places: npt.NDArray[np.int64] = places[order]
+        self._starts: NDArray[np.int64] = starts[order]
+        self._sizes: NDArray[np.int64] = sizes[order]
+        self._places: NDArray[np.int64] = places[order]
         ends = self._starts + self._sizes
         # A record may cover a later one: to find all that reach an offset, search in the highest end so far.
         self._reach = np.maximum.accumulate(ends) if len(ends) else ends
         self.size = int(ends.max()) if len(ends) else 0
 
-    def _index(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         starts, sizes, places = array.array("q"), array.array("q"), array.array("q")
         at = HEADER_SIZE
         while True:

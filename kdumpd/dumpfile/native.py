@@ -13,9 +13,9 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
+from kdumpd.vmcore.arrays import NDArray
 
 _Argument = Any  # what from_param gives: opaque, and the only thing that ctypes passes on without converting it
 _word = ctypes.c_size_t.from_param
@@ -44,7 +44,7 @@ class PageBuffer:
     """Room for some pages, and their addresses as arguments."""
 
     def __init__(self, count: int) -> None:
-        self.pages: npt.NDArray[np.uint8] = np.empty((count, BLOCK_SIZE), dtype=np.uint8)
+        self.pages: NDArray[np.uint8] = np.empty((count, BLOCK_SIZE), dtype=np.uint8)
         self.view = memoryview(self.pages).cast("B")  # type: ignore[arg-type] # numpy's arrays are buffers
         start = self.pages.ctypes.data
         self.addresses = [_word(start + index * BLOCK_SIZE) for index in range(count)]

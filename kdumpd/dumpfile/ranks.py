@@ -11,12 +11,11 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import DumpFormatError
-from kdumpd.vmcore.arrays import ONES, ints
+from kdumpd.vmcore.arrays import ONES, NDArray, ints
 
-Bytes = npt.NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 _BLOCK = 512  # bytes of bitmap between two counts
 _PAGES = _BLOCK * 8
 _STEP = 1 << 18
@@ -28,7 +27,7 @@ class Ranks:
     def __init__(self, size: int, fetch: Callable[[int, int], Bytes]) -> None:
         self._size = size
         self._fetch = fetch
-        self._remembered: tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.int64]] | None = None
+        self._remembered: tuple[int, NDArray[np.bool_], NDArray[np.int64]] | None = None
         self._before = np.zeros(-(-size // _BLOCK) + 1, dtype=np.int64)
         for at in range(0, size, _STEP):
             bits = fetch(at, min(_STEP, size - at))
@@ -54,7 +53,7 @@ class Ranks:
         """How many bits are set."""
         return int(self._before[-1])
 
-    def find(self, pfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def find(self, pfns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """For ascending `pfns`: how many set bits lie below each, and whether its own is set."""
         ranks = np.zeros(len(pfns), dtype=np.int64)
         there = np.zeros(len(pfns), dtype=np.bool_)
@@ -71,7 +70,7 @@ class Ranks:
             ranks[first:last] = below[here]
         return ranks, there
 
-    def _block(self, block: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    def _block(self, block: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """The bits of one block, and how many set bits of the bitmap lie below each. The last one is remembered:
         pages come in batches that are smaller than a block."""
         if self._remembered is None or self._remembered[0] != block:
@@ -81,14 +80,14 @@ class Ranks:
             self._remembered = block, bits.astype(np.bool_), below
         return self._remembered[1:]
 
-    def of(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def of(self, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ranks of ascending `pfns`. Raises DumpFormatError when one of them is not in the bitmap."""
         ranks, there = self.find(pfns)
         if not there.all():
             raise DumpFormatError(f"pfn {int(pfns[~there][0]):#x} is not among the pages to write")
         return ranks
 
-    def select(self, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def select(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The page frames that have the ascending `ranks`, each below `count`."""
         pfns = np.zeros(len(ranks), dtype=np.int64)
         blocks = np.searchsorted(self._before, ranks, side="right") - 1

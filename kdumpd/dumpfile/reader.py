@@ -14,14 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Unpacker
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Codec, Header, Status, unpack_headers
 from kdumpd.dumpfile.ranks import Bytes, Ranks
 from kdumpd.dumpfile.stored import open_stored
 from kdumpd.errors import DumpFormatError
-from kdumpd.vmcore.arrays import count_bits, ints
+from kdumpd.vmcore.arrays import NDArray, count_bits, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
 SAMPLE = 64
 _PAGES_AT_ONCE = 4096
 
-Pfns = npt.NDArray[np.int64]
+Pfns = NDArray[np.int64]
 
 
 class DiskdumpReader:
@@ -148,7 +147,7 @@ class DiskdumpReader:
             raise DumpFormatError(f"{source} ends inside a page")
         return self._unpacker.page(data, flags, source)
 
-    def descriptors(self) -> Iterator[tuple[int, npt.NDArray[np.void]]]:
+    def descriptors(self) -> Iterator[tuple[int, NDArray[np.void]]]:
         """The table of descriptors in pieces, each with the number of its first. Raises DumpFormatError at its end,
         when the file ends before."""
         step = _STEP // DESCRIPTOR.size

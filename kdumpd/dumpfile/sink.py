@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.manifest import Region
 from kdumpd.dumpfile.packing import PackedPages
+from kdumpd.vmcore.arrays import NDArray
 
 
 class Sink(Protocol):
@@ -65,7 +65,7 @@ class PageWriter(Protocol):
     def data_size(self) -> int:
         """Bytes of page data so far."""
 
-    def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+    def write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
         """Adds the pages of ascending `pfns`, none of which was written before."""
 
     def checkpoint(self) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.dumpfile.codecs import Buffer
 from kdumpd.dumpfile.diskdump import (
@@ -35,7 +34,7 @@ from kdumpd.dumpfile.packing import PackedPages
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError, KdumpError, NoSpaceError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 
 # After so many bytes of page data, or so many descriptors, the data is made durable and the descriptors follow. What
 # a power cut costs is bounded by both; the second bounds memory, too.
@@ -45,7 +44,7 @@ _CHECKPOINT_PAGES = 32 << 10
 _NEAR = 512
 _PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
 _PIECE_ROWS = 1 << 15
-_Table = npt.NDArray[np.void]
+_Table = NDArray[np.void]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +100,8 @@ class DiskdumpWriter:
         codec: Codec,
         level: int,
         max_mapnr: int,
-        present: npt.NDArray[np.uint8],
-        kept: npt.NDArray[np.uint8],
+        present: NDArray[np.uint8],
+        kept: NDArray[np.uint8],
         checksums: bool = True,
         part: tuple[int, int] | None = None,
     ) -> None:
@@ -144,11 +143,11 @@ class DiskdumpWriter:
         self._notes = origin.notes
         self._digest = hashlib.sha256() if checksums else None
         self._bitmaps_digest = hashlib.sha256() if checksums else None
-        self._fresh: list[tuple[npt.NDArray[np.int64], _Table]] = []
+        self._fresh: list[tuple[NDArray[np.int64], _Table]] = []
         self._fresh_pages = 0
         self._fresh_from = self._end
         self._syncing: _Sync | None = None
-        self._synced: list[tuple[npt.NDArray[np.int64], _Table]] = []
+        self._synced: list[tuple[NDArray[np.int64], _Table]] = []
 
         # The descriptors come last but must fit: with them a dump that ran out of room can still be read.
         sink.reserve(self._data_start)
@@ -180,7 +179,7 @@ class DiskdumpWriter:
         self._sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
         self._sink.write_at(BLOCK_SIZE, sub)
 
-    def _write_bitmap(self, offset: int, bits: npt.NDArray[np.uint8]) -> None:
+    def _write_bitmap(self, offset: int, bits: NDArray[np.uint8]) -> None:
         for at in range(0, self._header.bitmap_bytes, _PIECE):
             size = min(_PIECE, self._header.bitmap_bytes - at)
             piece = bits[at : at + size].tobytes().ljust(size, b"\0")
@@ -190,7 +189,7 @@ class DiskdumpWriter:
             if self._bitmaps_digest is not None:
                 self._bitmaps_digest.update(piece)
 
-    def _read_dumped(self, at: int, size: int) -> npt.NDArray[np.uint8]:
+    def _read_dumped(self, at: int, size: int) -> NDArray[np.uint8]:
         return np.frombuffer(self._sink.read_at(self._header.dumped_offset + at, size), dtype=np.uint8)
 
     def _append(self, parts: Sequence[Buffer], size: int) -> None:
@@ -202,7 +201,7 @@ class DiskdumpWriter:
                 self._digest.update(part)
         self._end += size
 
-    def write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+    def write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
         """Adds the pages of ascending `pfns`, none of which was written before.
 
         Where the room does not suffice for all of them, those that fit are saved before NoSpaceError is raised.
@@ -216,7 +215,7 @@ class DiskdumpWriter:
             for first, last in ((0, middle), (middle, len(pfns))):
                 self.write(pages.some(first, last), pfns[first:last])
 
-    def _write(self, pages: PackedPages, pfns: npt.NDArray[np.int64]) -> None:
+    def _write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
         ranks = self._ranks.of(pfns) - self._first_rank
         table = np.zeros(len(pfns), dtype=DESCRIPTORS)
         ends = np.cumsum(pages.sizes, dtype=np.int64) + self._end
@@ -257,7 +256,7 @@ class DiskdumpWriter:
             order = np.argsort(ranks, kind="stable")
             self._patch(ranks[order], table[order])
 
-    def _patch(self, ranks: npt.NDArray[np.int64], table: _Table) -> None:
+    def _patch(self, ranks: NDArray[np.int64], table: _Table) -> None:
         gaps = np.diff(ranks)
         near = _NEAR if self._sink.rewritable else 1
         cuts = np.flatnonzero((gaps > near) | (np.arange(1, len(ranks)) % _PIECE_ROWS == 0)) + 1

@@ -8,9 +8,9 @@ else for kernels before 5.4, and for those built for 52 bits that run on a cpu o
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -70,9 +70,9 @@ class Arm64PageTables(PageTables):
             return entry & _ADDRESS_48
         return entry & _ADDRESS_50 | (entry >> _HIGH_BITS_AT & _HIGH_BITS) << _HIGH_BITS_TO
 
-    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+    def _lower_tables(self, entries: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
         held = entries[entries & (_VALID | _TABLE_OR_PAGE) == _VALID | _TABLE_OR_PAGE]
-        found: npt.NDArray[np.uint64] = held & np.uint64(_ADDRESS_48)
+        found: NDArray[np.uint64] = held & np.uint64(_ADDRESS_48)
         if self.va_bits >= _LPA2_VA_BITS:
             high = (held >> np.uint64(_HIGH_BITS_AT) & np.uint64(_HIGH_BITS)) << np.uint64(_HIGH_BITS_TO)
             found = held & np.uint64(_ADDRESS_50) | high

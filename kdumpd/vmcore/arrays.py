@@ -3,23 +3,33 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray as NDArray
+else:
+
+    class NDArray:
+        """numpy.typing's, for annotations. Nobody asks for them at run time, and importing that module takes 6 ms."""
+
+        def __class_getitem__(cls, _: object) -> type:
+            return cls
+
 
 # How many bits are set in each value of a byte.
 ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.uint8)
 _STEP = 1 << 18
 
 
-def count_bits(bits: npt.NDArray[np.uint8]) -> int:
+def count_bits(bits: NDArray[np.uint8]) -> int:
     """How many bits of a bitmap are set."""
     parts = (bits[at : at + _STEP] for at in range(0, len(bits), _STEP))
     return sum(int(ONES[part].sum(dtype=np.int64)) for part in parts if part.any())
 
 
-def ints(array: npt.NDArray[np.integer[Any]]) -> list[int]:
+def ints(array: NDArray[np.integer[Any]]) -> list[int]:
     """The numbers of a one-dimensional array, of any length.
 
     From version 2.2 on, numpy's stubs let `tolist` return anything from an int to lists of lists of lists.

@@ -11,15 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from kdumpd.vmcore.arrays import count_bits, ints
+from kdumpd.vmcore.arrays import NDArray, count_bits, ints
 from kdumpd.vmcore.memmap import MemoryMap
 from kdumpd.vmcore.memory import CrashedMemory, fill_range
 from kdumpd.vmcore.rules import Level, PageClass, Rules
 
-Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 _HEAD_ORDER_LIMIT = 64
 NewBitmap = Callable[[int], Bytes]
 """Makes a bitmap of so many bytes, all zero."""
@@ -89,7 +88,7 @@ def classify(
     level: int,
     *,
     off: Collection[PageClass] = (),
-    watched: npt.NDArray[np.int64] | None = None,
+    watched: NDArray[np.int64] | None = None,
     new_bitmap: NewBitmap = in_memory,
 ) -> Classification:
     """Applies `rules` for dump level `level` (0 to 31) to every page of the memory map.
@@ -138,7 +137,7 @@ def classify(
     )
 
 
-def _between(pfns: npt.NDArray[np.int64], start: int, end: int) -> list[int]:
+def _between(pfns: NDArray[np.int64], start: int, end: int) -> list[int]:
     return ints(pfns[slice(*np.searchsorted(pfns, (start, end)))])
 
 
@@ -170,14 +169,14 @@ def _segments(
         yield done, count, False
 
 
-def _drop_free(start: int, end: int, present: Bytes, kept: Bytes, counts: npt.NDArray[np.int64]) -> None:
+def _drop_free(start: int, end: int, present: Bytes, kept: Bytes, counts: NDArray[np.int64]) -> None:
     """As `_apply` for pages that are all free; `start` and `end` are multiples of 8."""
     here = slice(start >> 3, end >> 3)
     counts[PageClass.FREE] += count_bits(present[here])
     kept[here] = 0
 
 
-def _apply(start: int, classes: Bytes, present: Bytes, kept: Bytes, counts: npt.NDArray[np.int64]) -> None:
+def _apply(start: int, classes: Bytes, present: Bytes, kept: Bytes, counts: NDArray[np.int64]) -> None:
     """Clears the classified pages of one block in `kept` and counts those that the core holds."""
     first = start >> 3
     lead = start & 7  # struct pages after a hole may begin at any pfn
@@ -201,14 +200,14 @@ class _Block:
         self.mapcount = self._column(rules.mapcount, np.uint32)
         self.mapping = self.u64(rules.mapping)
 
-    def _column(self, offset: int, dtype: type[_Member]) -> npt.NDArray[_Member]:
+    def _column(self, offset: int, dtype: type[_Member]) -> NDArray[_Member]:
         return np.ndarray((self.count,), dtype=dtype, buffer=self._data, offset=offset, strides=(self._stride,))
 
-    def u64(self, offset: int) -> npt.NDArray[np.uint64]:
+    def u64(self, offset: int) -> NDArray[np.uint64]:
         """The unsigned long at `offset` of every struct page."""
         return self._column(offset, np.uint64)
 
-    def u8(self, offset: int) -> npt.NDArray[np.uint8]:
+    def u8(self, offset: int) -> NDArray[np.uint8]:
         """The byte at `offset` of every struct page."""
         return self._column(offset, np.uint8)
 
@@ -226,21 +225,21 @@ class _Block:
         return np.equal(self.mapcount, np.uint32(value))
 
 
-def _orders(block: _Block, heads: npt.NDArray[np.int64], start: int, rules: Rules) -> npt.NDArray[np.int64]:
+def _orders(block: _Block, heads: NDArray[np.int64], start: int, rules: Rules) -> NDArray[np.int64]:
     """The order of each compound page of `heads`; 0 where it makes no sense."""
     if rules.order_at is None or not len(heads):
         return np.zeros(len(heads), dtype=np.int64)
     column = block.u8(rules.order_at)
     # A head is aligned to at least 2, so it is never the last of a block of an even number of pages.
     second = np.minimum(heads + 1, block.count - 1)
-    orders: npt.NDArray[np.int64] = column[second].astype(np.int64)
+    orders: NDArray[np.int64] = column[second].astype(np.int64)
     orders[(heads + 1 >= block.count) | (orders >= _HEAD_ORDER_LIMIT)] = 0
     aligned = ((heads + start) & ((np.int64(1) << np.minimum(orders, 62)) - 1)) == 0
     orders[~aligned] = 0
     return orders
 
 
-def _hugetlb(block: _Block, heads: npt.NDArray[np.int64], rules: Rules) -> Flags:
+def _hugetlb(block: _Block, heads: NDArray[np.int64], rules: Rules) -> Flags:
     """Pages that are the head of a hugetlb page."""
     if rules.hugetlb_type is not None:
         return block.is_type(rules.hugetlb_type)
@@ -332,13 +331,13 @@ def _classify_block(
     return _spread(classes, spans, start, carry), is_slab
 
 
-def _positions(starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _positions(starts: NDArray[np.intp], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """All positions of all ranges: each start repeated, and 0, 1, 2, ... added within each range."""
     offsets = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets
 
 
-def _spread(classes: Bytes, spans: npt.NDArray[np.int64], start: int, carry: _Carry) -> Bytes:
+def _spread(classes: Bytes, spans: NDArray[np.int64], start: int, carry: _Carry) -> Bytes:
     """Lets each decided page cover its whole range; a page inside an earlier range is not asked again.
 
     Ranges never overlap in a sound memory map. Where they do (stale struct pages inside a free block), the earlier
@@ -368,9 +367,7 @@ def _spread(classes: Bytes, spans: npt.NDArray[np.int64], start: int, carry: _Ca
     return classes
 
 
-def _without_nested(
-    wide: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _without_nested(wide: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ranges that do not begin inside an earlier one that counts."""
     chosen: list[int] = []
     until = 0

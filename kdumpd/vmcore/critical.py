@@ -14,7 +14,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst import modules, system, unwind
@@ -25,6 +24,7 @@ from kdumpd.vmcore.analyst.kernel import Kernel
 from kdumpd.vmcore.analyst.opening import keep_log, keep_memory_map, keep_names, keep_tables
 from kdumpd.vmcore.analyst.tasks import Tasks
 from kdumpd.vmcore.analyst.trace import Trace
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.kernel_facts import KernelFacts
 from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.translate import PageTables
@@ -41,7 +41,7 @@ class Stage:
     """Page frames that matter equally: ascending and unique, but earlier stages may have named some of them."""
 
     name: str
-    pfns: npt.NDArray[np.int64]
+    pfns: NDArray[np.int64]
 
 
 def critical_stages(
@@ -112,9 +112,9 @@ def _structures(kernel: Kernel) -> Iterator[Step]:
 
 def must_keep(
     core: CrashedMemory, info: Vmcoreinfo, tables: PageTables, notes: list[str]
-) -> Mapping[str, npt.NDArray[np.int64]]:
+) -> Mapping[str, NDArray[np.int64]]:
     """Pages that no rule may leave out, by what they are: without them nothing opens the dump, at any level."""
-    found: dict[str, npt.NDArray[np.int64]] = {}
+    found: dict[str, NDArray[np.int64]] = {}
     try:
         trace = Trace(core, info)
     except VmcoreError as error:

@@ -16,10 +16,9 @@ import stat
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError, os_reason
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.elf_headers import INCOMPLETE, read_headers
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent, Segment
 
@@ -126,7 +125,7 @@ class ElfCore(CrashedMemory):
                 return memoryview(window)[inside : inside + size]
         return memoryview(self.read(paddr, size))
 
-    def read_pages(self, pfns: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
@@ -146,7 +145,7 @@ class ElfCore(CrashedMemory):
                 bad.extend(range(first, last))
         return np.array(bad, dtype=np.int64)
 
-    def _offsets(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _offsets(self, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the pages lie in the file; -1 for those that it does not hold."""
         if not self.extents:
             return np.full(len(pfns), -1, dtype=np.int64)
@@ -156,7 +155,7 @@ class ElfCore(CrashedMemory):
         return np.where(inside, places[index] + (pfns - starts[index] << PAGE_SHIFT), -1)
 
     @functools.cached_property
-    def _extent_table(self) -> tuple[npt.NDArray[np.int64], ...]:
+    def _extent_table(self) -> tuple[NDArray[np.int64], ...]:
         table = np.array([(each.start, each.end, each.offset) for each in self.extents], dtype=np.int64)
         return table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy()
 

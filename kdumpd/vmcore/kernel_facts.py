@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.analyst.wanted import ENUMERATORS, MEMBERS, SIZES, SYMBOLS
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.btf import MAX_BLOB, Btf
 from kdumpd.vmcore.kallsyms import Kallsyms, Memory, Tables, starts
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -145,7 +145,7 @@ def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
     )
 
 
-def function_starts(memory: Memory, info: Vmcoreinfo) -> npt.NDArray[np.uint64]:
+def function_starts(memory: Memory, info: Vmcoreinfo) -> NDArray[np.uint64]:
     """Where the kernel's functions begin, ascending. Raises VmcoreError where no symbol table can be read."""
     return starts(memory, _tables(memory, info), _known(info).values())
 

@@ -11,10 +11,9 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -129,7 +128,7 @@ class MemoryMap:
         raw = self._tables.read(root, needed * 8)
         return [int(value) for value in np.frombuffer(raw, dtype="<u8")]
 
-    def blocks(self) -> Iterator[tuple[Piece, npt.NDArray[np.uint8]]]:
+    def blocks(self) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
         """Pieces with the bytes of their struct pages, shape (count * size_of_page,), in ascending order.
 
         Physically contiguous parts are views of the mapped file, not copies. Where a part of a piece is not
@@ -138,12 +137,12 @@ class MemoryMap:
         for piece in self.pieces():
             yield from self._readable(piece)
 
-    def _readable(self, piece: Piece) -> Iterator[tuple[Piece, npt.NDArray[np.uint8]]]:
+    def _readable(self, piece: Piece) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
         size = self.size_of_page
         chunks: list[memoryview] = []
         begin = at = 0  # in bytes from the start of the piece
 
-        def finish(end: int) -> Iterator[tuple[Piece, npt.NDArray[np.uint8]]]:
+        def finish(end: int) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
             # A struct page may straddle the edge of a hole: only whole ones count.
             first = -(-begin // size)
             last = end // size

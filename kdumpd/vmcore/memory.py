@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.notes import NT_PRSTATUS, Note, parse_notes
 
 PAGE_SHIFT = 12
@@ -45,7 +45,7 @@ class Extent:
     offset: int
 
 
-def fill_range(bits: npt.NDArray[np.uint8], start: int, end: int, *, present: bool = True) -> None:
+def fill_range(bits: NDArray[np.uint8], start: int, end: int, *, present: bool = True) -> None:
     """Sets, or clears, the bits of the page frames [start, end)."""
     first, last = -(-start // 8), end // 8
     edges = (*range(start, first * 8), *range(last * 8, end)) if first <= last else range(start, end)
@@ -95,7 +95,7 @@ class CrashedMemory(abc.ABC):
         """Like `read`, without a copy where that can be had."""
 
     @abc.abstractmethod
-    def read_pages(self, pfns: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
@@ -109,7 +109,7 @@ class CrashedMemory(abc.ABC):
             return False
         return True
 
-    def leave_out(self, kept: npt.NDArray[np.uint8]) -> None:
+    def leave_out(self, kept: NDArray[np.uint8]) -> None:
         """Clears in `kept`, a bit a page frame, the pages that the machine had and the file has not."""
         for start, end in self.holes:
             fill_range(kept, start, end, present=False)

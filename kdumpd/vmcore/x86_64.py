@@ -7,9 +7,9 @@ Every address is walked, the direct map too: with KASLR its base is nobody's con
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -57,10 +57,10 @@ class X86PageTables(PageTables):
             table = entry & self._mask
         return None
 
-    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+    def _lower_tables(self, entries: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
         if level == self.levels:
             entries = entries[_ENTRIES // 2 :]  # the kernel's half
-        held: npt.NDArray[np.uint64] = entries[(entries & _PRESENT != 0) & ((entries & _HUGE == 0) | (level > 3))]
+        held: NDArray[np.uint64] = entries[(entries & _PRESENT != 0) & ((entries & _HUGE == 0) | (level > 3))]
         held &= np.uint64(self._mask)
         return held
 

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.trace import Trace
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.kernel_facts import KernelFacts, function_starts
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -66,7 +66,7 @@ class Kernel:
         return value
 
     @functools.cached_property
-    def function_starts(self) -> npt.NDArray[np.uint64]:
+    def function_starts(self) -> NDArray[np.uint64]:
         """Where functions begin, ascending; empty where the kernel has no symbol table that can be read."""
         try:
             return function_starts(self._tables, self._info)

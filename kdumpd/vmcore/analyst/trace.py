@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
-Frames = npt.NDArray[np.int64]
+Frames = NDArray[np.int64]
 
 # A stage that is larger than this is no longer the part that matters first; the memory for it is bounded as well.
 MAX_FRAMES = 1 << 18
@@ -51,7 +51,7 @@ class _Recorded(CrashedMemory):
         self._record(paddr, size)
         return data
 
-    def read_pages(self, pfns: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
         bad = self._core.read_pages(pfns, out)
         self.frames.update(np.delete(pfns, bad).tolist())
         return bad

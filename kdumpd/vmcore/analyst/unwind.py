@@ -8,14 +8,14 @@ bytes of text leads to the sorted addresses and to the entries that belong to th
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.kernel import Kernel
 from kdumpd.vmcore.analyst.wanted import DISASSEMBLED, FUNCTIONS
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import PAGE_SIZE
 
-Words = npt.NDArray[np.uint64]
+Words = NDArray[np.uint64]
 _BLOCK_SHIFT = 8
 _ORC_ENTRY = 6
 # How far before an address its function is looked for: where that is not known, and where it is.
