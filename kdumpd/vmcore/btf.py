@@ -12,10 +12,9 @@ import functools
 import struct
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
@@ -24,13 +23,17 @@ _ARRAY, _TYPEDEF = 3, 8
 _ALIASES = frozenset((_TYPEDEF, 9, 10, 11, 18))  # typedef, volatile, const, restrict, type tag
 _COMPOUND = frozenset((_STRUCT, _UNION))
 
-# Words that follow the three of each type: a fixed number, and a number for each of its vlen entries.
+# Words of a type by its kind: a fixed number, 0 of those that are not known, and a number for each of its vlen entries.
 _KINDS = 128
-_FIXED = [0, 1, 0, 3, *[0] * 10, 1, 0, 0, 1, *[0] * (_KINDS - 18)]
-_EACH = [0] * _KINDS
+_LAST_KIND = _ENUM64
+_FIXED = np.zeros(_KINDS, dtype=np.uint32)
+_EACH = np.zeros(_KINDS, dtype=np.uint32)
+_FIXED[: _LAST_KIND + 1] = 3
+for _kind, _words in ((1, 1), (_ARRAY, 3), (14, 1), (17, 1)):
+    _FIXED[_kind] += _words
 for _kind, _words in ((_STRUCT, 3), (_UNION, 3), (_ENUM, 2), (13, 2), (15, 3), (_ENUM64, 3)):
     _EACH[_kind] = _words
-_LAST_KIND = _ENUM64
+_CHUNK = 1 << 15  # words looked at at once
 
 MAX_BLOB = 64 << 20
 _MAX_MEMBERS = 1 << 12
@@ -63,7 +66,7 @@ class Btf:
         types = memoryview(blob)[header + type_at :][: type_size & ~3]
         self._words = np.frombuffer(types, dtype="<u4")
         self._strings = bytes(memoryview(blob)[header + string_at :][:string_size])
-        self._starts = _starts(memoryview(types).cast("I"))
+        self._starts = _starts(self._words)
 
     # Types by name
 
@@ -93,49 +96,55 @@ class Btf:
 
     def enumerator(self, name: str) -> int | None:
         """The value of an enumerator, in whichever enum it is; None when there are several with different values."""
-        off = self._string(name)
-        if off is None:
+        at = self._strings.find(b"\0" + name.encode() + b"\0")
+        if at < 0:
             return None
+        names, places, wide = self._enumerators
         values: set[int] = set()
-        for at in ints(np.flatnonzero(self._words == off)):
-            index = int(np.searchsorted(self._starts, at, side="right")) - 1
-            if index < 0:
-                continue
-            start = int(self._starts[index])
-            info = int(self._words[start + 1])
-            kind = info >> 24 & _KINDS - 1
-            each = _EACH[kind]
-            if kind in (_ENUM, _ENUM64) and at >= start + 3 and (at - start - 3) % each == 0:
-                value = int(self._words[at + 1])
-                if kind == _ENUM64:
-                    value |= int(self._words[at + 2]) << 32
-                values.add(value)
+        for index in ints(np.flatnonzero(names == at + 1)):
+            place = int(places[index])
+            value = int(self._words[place + 1])
+            if wide[index]:
+                value |= int(self._words[place + 2]) << 32
+            values.add(value)
         return values.pop() if len(values) == 1 else None
 
     # Inside
 
-    def _string(self, name: str) -> int | None:
-        at = self._strings.find(b"\0" + name.encode() + b"\0")
-        return None if at < 0 else at + 1
+    def _kinds(self) -> NDArray[np.uint32]:
+        kinds: NDArray[np.uint32] = self._words[self._starts + 1] >> 24 & _KINDS - 1
+        return kinds
 
     @functools.cached_property
-    def _compounds(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """Name offsets of all structs and unions that have members, ascending, and where each of them starts."""
-        starts = self._starts
-        info = self._words[starts + 1]
-        kinds = info >> 24 & _KINDS - 1
-        names = self._words[starts]
-        wanted = np.flatnonzero(((kinds == _STRUCT) | (kinds == _UNION)) & (names != 0) & (info & 0xFFFFFF != 0))
-        order = np.argsort(names[wanted], kind="stable")
-        return names[wanted][order], starts[wanted][order]
+    def _enumerators(self) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Of all enumerators: offset of the name, word that it starts at, whether its value has 64 bits."""
+        kinds = self._kinds()
+        places: list[NDArray[np.int64]] = []
+        for kind in (_ENUM, _ENUM64):
+            starts = self._starts[kinds == kind]
+            counts = (self._words[starts + 1] & 0xFFFFFF).astype(np.int64)
+            number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+            places.append(np.repeat(starts + 3, counts) + number * _EACH[kind])
+        wide = np.repeat((False, True), [len(each) for each in places])
+        found = np.concatenate(places)
+        return self._words[found], found, wide
+
+    @functools.cached_property
+    def _compounds(self) -> dict[bytes, int]:
+        """Where each struct and union starts that has a name and members; of several of one name, the first."""
+        info = self._words[self._starts + 1]
+        kinds = self._kinds()
+        wanted = ((kinds == _STRUCT) | (kinds == _UNION)) & (info & 0xFFFFFF != 0)
+        starts = self._starts[wanted]
+        found: dict[bytes, int] = {}
+        strings = self._strings
+        for name, start in zip(ints(self._words[starts]), ints(starts), strict=True):
+            if name:
+                found.setdefault(strings[name : strings.find(b"\0", name)], start)
+        return found
 
     def _compound(self, name: str) -> int | None:
-        off = self._string(name)
-        if off is None:
-            return None
-        names, starts = self._compounds
-        index = int(np.searchsorted(names, off))
-        return int(starts[index]) if index < len(names) and int(names[index]) == off else None
+        return self._compounds.get(name.encode())
 
     def _start(self, type_id: int) -> int | None:
         # Type 0 is void and has no record.
@@ -182,19 +191,22 @@ class Btf:
         return None
 
 
-def _starts(words: memoryview) -> npt.NDArray[np.int64]:
-    """Where each type begins, in words; the types after one of an unknown kind cannot be found."""
+def _starts(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Where each type begins, in words; the types after one of an unknown kind cannot be found.
+
+    How long a type would be is computed for every word at once; only the way from one to the next is a loop.
+    """
     found = array.array("I")
-    fixed, each = _FIXED, _EACH
     at, end = 0, len(words) - 3
-    while at <= end:
-        info = words[at + 1]
-        kind = info >> 24 & 127
-        if kind > _LAST_KIND:
-            break
-        following = at + 3 + fixed[kind] + each[kind] * (info & 0xFFFFFF)
-        if following > end + 3:
-            break
-        found.append(at)
-        at = following
+    for first in range(0, len(words), _CHUNK):
+        info = words[first + 1 : first + 1 + _CHUNK]
+        kinds = info >> 24 & _KINDS - 1
+        sizes = memoryview(_FIXED[kinds] + _EACH[kinds] * (info & 0xFFFFFF)).cast("B").cast("I")
+        until = min(first + len(sizes), end + 1)
+        while at < until:
+            following = at + sizes[at - first]
+            if following <= at or following > end + 3:
+                return np.frombuffer(found, dtype=np.uint32).astype(np.int64)
+            found.append(at)
+            at = following
     return np.frombuffer(found, dtype=np.uint32).astype(np.int64)

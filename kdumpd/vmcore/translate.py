@@ -8,20 +8,24 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import ints
+from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 
 _TABLES_KEPT = 256
+# The direct map and the kernel's image are mapped in pieces of this size, or larger: where such a piece lies is kept.
+_HUGE_SHIFT = 21
+_HUGE_SIZE = 1 << _HUGE_SHIFT
+_HUGE_KEPT = 1 << 12
 _TABLE = struct.Struct("<512Q")
 
 
 class PageTables(abc.ABC):
     """Virtual to physical by the dead kernel's own tables: pages of 512 entries, `levels` deep, from `top_paddr` down.
 
-    `phys_base` is what the dump's header says of them. Tables read once are kept, up to 1 MiB of them.
+    `phys_base` is what the dump's header says of them. Tables read once are kept, up to 1 MiB of them, and
+    where huge pages lie.
     """
 
     phys_base: int
@@ -31,6 +35,7 @@ class PageTables(abc.ABC):
     def __init__(self, core: CrashedMemory) -> None:
         self._core = core
         self._tables: dict[int, tuple[int, ...]] = {}
+        self._huge: dict[int, int] = {}
 
     @abc.abstractmethod
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
@@ -40,7 +45,7 @@ class PageTables(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _lower_tables(self, entries: npt.NDArray[np.uint64], level: int) -> npt.NDArray[np.uint64]:
+    def _lower_tables(self, entries: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
         """Physical addresses of the tables that the kernel's entries of a table of `level` (1 is the last) lead to."""
 
     def _table(self, paddr: int) -> tuple[int, ...]:
@@ -52,7 +57,7 @@ class PageTables(abc.ABC):
             self._tables[paddr] = table
         return table
 
-    def levels_below_top(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
+    def levels_below_top(self, limit: int) -> Iterator[NDArray[np.int64]]:
         """Frames of the tables that map the kernel, one array for each level, the top first; at most `limit` frames.
 
         A table that cannot be read leads nowhere.
@@ -64,7 +69,7 @@ class PageTables(abc.ABC):
             yield frames
             if level == 1:
                 return
-            below: list[npt.NDArray[np.int64]] = []
+            below: list[NDArray[np.int64]] = []
             for frame in ints(frames):
                 try:
                     entries = np.frombuffer(self._core.read(frame << PAGE_SHIFT, PAGE_SIZE), dtype="<u8")
@@ -84,11 +89,7 @@ class PageTables(abc.ABC):
         length = 0
         end = vaddr + size
         while vaddr < end:
-            try:
-                found = self._walk(vaddr)
-            except VmcoreError:
-                found = None  # a page table that is not in the dump: the same as nothing mapped
-            paddr, room = found if found else (None, PAGE_SIZE - vaddr % PAGE_SIZE)
+            paddr, room = self._step(vaddr)
             room = min(room, end - vaddr)
             follows = (start is None) == (paddr is None) and (start is None or paddr == start + length)
             if length and follows:
@@ -100,6 +101,24 @@ class PageTables(abc.ABC):
             vaddr += room
         if length:
             yield start, length
+
+    def _step(self, vaddr: int) -> tuple[int | None, int]:
+        """Physical address, or None, and the bytes from there on for which this holds."""
+        inside = vaddr & _HUGE_SIZE - 1
+        base = self._huge.get(vaddr >> _HUGE_SHIFT)
+        if base is not None:
+            return base + inside, _HUGE_SIZE - inside
+        try:
+            found = self._walk(vaddr)
+        except VmcoreError:
+            found = None  # a page table that is not in the dump: the same as nothing mapped
+        if found is None:
+            return None, PAGE_SIZE - vaddr % PAGE_SIZE
+        if found[1] > PAGE_SIZE:
+            if len(self._huge) >= _HUGE_KEPT:
+                self._huge.clear()
+            self._huge[vaddr >> _HUGE_SHIFT] = found[0] - inside
+        return found
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes at kernel virtual `vaddr`. Raises VmcoreError when any of them is not there."""

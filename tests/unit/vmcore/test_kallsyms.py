@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.kallsyms import Kallsyms, Tables
+from kdumpd.vmcore.kallsyms_names import Names
 from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
 
 TEXT = 0xFFFFFFFF81000000
@@ -54,6 +55,20 @@ def test_symbols_have_their_addresses(coding: str) -> None:
     found = read(SymbolTable(symbols, BASE, coding=coding)).symbols
     expected = {name: address for name, _, address in reversed(symbols) if not name.startswith("filler")}
     assert found == {**expected, "filler_2999": TEXT + 0x10000 + 16 * 2999}
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 512, 513, 3000])
+def test_markers_are_a_short_cut_and_nothing_more(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = SymbolTable(SYMBOLS[:count], BASE)
+    with monkeypatch.context() as without:
+        without.delattr(Names, "_one_by_one")
+        found = read(table).symbols
+    blob = bytearray(table.blob())
+    at = table.addresses["markers"] - BASE
+    for value in (1, 255):  # one that contradicts the names, and one that lies behind them
+        blob[at + 4 * (-(-count // 256) - 1)] ^= value
+        assert read(table, bytes(blob)).symbols == found
+    assert len(found) == 7
 
 
 def test_a_table_that_contradicts_vmcoreinfo_is_not_believed() -> None:
