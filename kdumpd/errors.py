@@ -54,6 +54,12 @@ class NotReservedError(KdumpError):
     dbus_name = _BUS + "NotReserved"
 
 
+class NotArmedError(KdumpError):
+    """A crash of this machine would leave no dump."""
+
+    dbus_name = _BUS + "NotArmed"
+
+
 class LoadError(KdumpError):
     """The kernel refused to load or unload a capture kernel."""
 

@@ -24,6 +24,7 @@ INTERFACE = "org.kdumpd.Kdump1.Manager"
 _JOB = "org.kdumpd.Kdump1.Job"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _STATUS_MS = 5_000
+_PERSON_MS = 180_000  # somebody types a password
 _GONE = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.", "NoServer", "FileNotFound")
 _START = "start it: systemctl start kdumpd"
 
@@ -77,6 +78,21 @@ def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
         loop.run()
     if seen["State"] != "done":
         raise _error(seen["ErrorName"], seen["ErrorMessage"])
+
+
+def test_crash(*, interactive: bool) -> str:
+    """Has the service crash this machine, which it does a second later; the id of the test. Raises KdumpError.
+
+    `interactive` lets polkit ask a person who is no root.
+    """
+    flags = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else Gio.DBusCallFlags.NONE
+    try:
+        answer = _connect().call_sync(
+            NAME, PATH, INTERFACE, "TestCrash", None, None, flags, _PERSON_MS if interactive else _STATUS_MS, None
+        )
+    except GLib.Error as error:
+        raise _translate(error) from error
+    return str(answer.unpack()[0])
 
 
 def nudge(method: str) -> None:

@@ -165,9 +165,12 @@ def from_service(properties: Mapping[str, Any]) -> Report:
         "secure_boot": "SecureBoot",
         "hotplug": "Hotplug",
         "last_capture": "LastCapture",
+        "last_test": "LastTest",
         "reasons": "Reasons",
     }
-    return Report(fields={key: properties[name] for key, name in names.items()}, service=True)
+    # A service that was not started again after an upgrade may lack what is new.
+    fields = {key: properties[name] for key, name in names.items() if name in properties}
+    return Report(fields=fields, service=True)
 
 
 def read_machine(root: Path = Path("/")) -> Report:
@@ -229,6 +232,8 @@ def lines(report: Report) -> list[str]:
     for entry in report.reasons:
         if entry["code"] not in known:
             found.extend(_reasons(f"  {signs['open']} {'note':<11} ", [entry]))
+    if report.fields.get("last_test"):
+        found.append(f"  {signs['open']} {'test':<11} {output.wrap(_test_text(report.fields['last_test']), 16)}")
     if report.fields["activity"]:
         found.append(f"  The service is {report.fields['activity']} at this moment.")
     if not report.service:
@@ -249,6 +254,11 @@ def _reasons(begins: str, entries: list[Mapping[str, str]]) -> list[str]:
 
 def _cure(entry: Mapping[str, str]) -> str:
     return " " * 16 + output.wrap(f"{output.marks()['then']} {entry['cure']}", 18, begins=16)
+
+
+def _test_text(test: Mapping[str, Any]) -> str:
+    left = f"the dump is {test['crash']} ({test['outcome']})" if test.get("crash") else "no dump came"
+    return f"crashed on request {output.moment(test['time_usec'])}: {left}"
 
 
 def _reached(report: Report, rung: str) -> bool:

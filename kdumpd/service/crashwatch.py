@@ -19,7 +19,17 @@ from kdumpd.errors import KdumpError
 from kdumpd.host.machine import read_machine
 from kdumpd.host.pstore import PanicRecord, read_panics
 from kdumpd.service.journal import Event, Journal
-from kdumpd.service.missed import Answer, evidence, forget_tag
+from kdumpd.service.missed import (
+    MISSING,
+    Answer,
+    Tag,
+    crash_of,
+    evidence,
+    forget_tag,
+    note_test,
+    read_tag,
+    read_test,
+)
 from kdumpd.service.places import Places
 from kdumpd.service.records import SEEN_NAME, read_json, write_atomic
 
@@ -75,7 +85,7 @@ class CrashWatch:
             keys = {record.key for record in panics}
         fresh = [crash for crash in self._crashes if crash.name not in names | self._told]
         self._told.update(crash.name for crash in fresh)
-        self._ask(panics, frozenset(keys), bool(fresh))
+        self._ask(panics, frozenset(keys), fresh)
         for crash in fresh:
             self._tell(crash)
             self._on_added(crash)
@@ -85,8 +95,10 @@ class CrashWatch:
             with contextlib.suppress(OSError):  # told again at the next start, which harms nobody
                 write_atomic(self._seen_file, text)
 
-    def _ask(self, panics: tuple[PanicRecord, ...], keys: frozenset[str], arrived: bool) -> None:
+    def _ask(self, panics: tuple[PanicRecord, ...], keys: frozenset[str], fresh: list[Crash]) -> None:
         boot_id = read_machine(self._places.root).boot_id
+        arrived = bool(fresh)
+        self._settle(boot_id, fresh)
         answer = Answer(self._places.run_dir, boot_id)
         known = answer.read()
         self.missed = known or ""
@@ -103,6 +115,23 @@ class CrashWatch:
             self.missed = ""
         answer.write(self.missed)
         forget_tag(self._places.state_dir, boot_id)
+
+    def _settle(self, boot_id: str, fresh: list[Crash]) -> None:
+        """A crash on purpose: did its dump come, or has it come by now?"""
+        state_dir = self._places.state_dir
+        tag, late = read_tag(state_dir, boot_id), False
+        if tag is None:
+            last, late = read_test(state_dir), True
+            if last is None or last.outcome != MISSING:
+                return
+            tag = Tag(id=last.id, boot_id="", time_usec=last.time_usec)
+        crash = crash_of(tag, fresh, late=late)
+        if late and crash is None:
+            return
+        test = note_test(state_dir, tag, crash)
+        if crash is not None:
+            words = f"The crash on request, test {test.id}, left a dump ({test.outcome}): {crash.path}"
+            self._journal.tell(Event.TEST_OVER, words, test=test.id, result=test.outcome, dump=str(crash.path))
 
     def _tell(self, crash: Crash) -> None:
         complete = crash.standing is Standing.COMPLETE

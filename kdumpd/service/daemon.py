@@ -79,6 +79,7 @@ class Daemon:
             watch=self._watcher.update,
             on_crashes=self._crash_board.show,
             on_crash=self._on_crash,
+            units=units,
         )
         self._silent = read_silent(options.root)
         self._loop = GLib.MainLoop()

@@ -21,6 +21,7 @@ from kdumpd.errors import (
     ConfigError,
     KdumpError,
     LoadError,
+    NotArmedError,
     NotFoundError,
     NotReservedError,
     TargetError,
@@ -30,6 +31,7 @@ from kdumpd.errors import (
 from kdumpd.host.kexec_errors import LASTING
 from kdumpd.host.machine import read_machine
 from kdumpd.service.actions import Actor
+from kdumpd.service.crashtest import CrashTest
 from kdumpd.service.crashwatch import CrashWatch
 from kdumpd.service.facts import gather
 from kdumpd.service.images import ImageReader
@@ -80,6 +82,7 @@ class Engine:
         watch: Callable[[tuple[Rule, ...]], None] | None = None,
         on_crashes: Callable[[tuple[Crash, ...]], None] = lambda crashes: None,
         on_crash: Callable[[Crash], None] = lambda crash: None,
+        units: bool = False,
     ) -> None:
         """`publish` gets each status, `on_changes` the kinds of changes, `watch` after each look what to watch."""
         self._places = places
@@ -91,6 +94,7 @@ class Engine:
         self._on_crashes = on_crashes
         self._images = ImageReader(places)
         self._crash_watch = CrashWatch(places, journal, on_crash)
+        self._crash_test = CrashTest(places, journal, units=units)
         self._turn_lock = threading.Lock()
         self._working = False
         self._worker = Worker(self._on_due)
@@ -209,6 +213,14 @@ class Engine:
                 raise
             finally:
                 self._publish(self._gather())
+
+    def test_crash(self) -> str:
+        """See Manager.TestCrash. Raises KdumpError."""
+        with self._turn():
+            status = self._publish(self._gather())
+            if not status.state.rung.armed:
+                raise NotArmedError("This machine is not armed: no dump would come", hint="see: kdumpctl status")
+            return self._crash_test.start()
 
     def crashes(self) -> tuple[Crash, ...]:
         """The crashes that arrived, oldest first. Raises TargetError when they cannot be seen."""

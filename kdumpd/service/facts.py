@@ -24,6 +24,7 @@ from kdumpd.host.sysctl import read_triggers
 from kdumpd.host.topology import read_topology
 from kdumpd.service.estimate import estimate
 from kdumpd.service.images import ImageReader
+from kdumpd.service.missed import read_test
 from kdumpd.service.model import Facts, Failure, LastCapture, LoadedRecord, Surroundings, Trouble
 from kdumpd.service.places import Places
 from kdumpd.service.records import HoldFile, LoadedFile
@@ -89,6 +90,7 @@ def gather(
             free_bytes=_free_bytes(targets, root),
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=captured,
+            last_test=read_test(places.state_dir),
         ),
         missed=missed,
         cmdline=wanted_cmdline(config, machine, reservation.size_bytes - need.total_bytes, root),

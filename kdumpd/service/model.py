@@ -189,6 +189,20 @@ class LastCapture:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LastTest:
+    """The last crash on purpose. `time_usec` is of CLOCK_REALTIME, `outcome` missing or the result of `crash`."""
+
+    id: str
+    time_usec: int
+    outcome: str
+    crash: str = ""
+
+    def known(self) -> dict[str, str | int]:
+        """What there is to say, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What is worth knowing, and where it bodes ill a reason, but decides no rung of its own (fadump and topology do).
 
@@ -207,6 +221,7 @@ class Surroundings:
     free_bytes: int | None = None
     dump_bytes: int = 0
     last_capture: LastCapture | None = None
+    last_test: LastTest | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

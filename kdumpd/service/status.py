@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from kdumpd.service.model import Facts, LastCapture, Reason, State
+from kdumpd.service.model import Facts, LastCapture, LastTest, Reason, State
 from kdumpd.service.state import decide
 
-_NESTED = frozenset({"state", "triggers", "last_capture"})
+_NESTED = frozenset({"state", "triggers", "last_capture", "last_test"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class Status:
     secure_boot: bool
     hotplug: tuple[str, ...]
     last_capture: LastCapture | None
+    last_test: LastTest | None
 
     def to_dict(self) -> dict[str, object]:
         """Flat and plain, for --json."""
@@ -48,6 +49,7 @@ class Status:
             **fields,
             "triggers": dict(self.triggers),
             "last_capture": {} if self.last_capture is None else self.last_capture.known(),
+            "last_test": {} if self.last_test is None else self.last_test.known(),
             "reasons": [_reason(reason) for reason in self.state.reasons],
         }
 
@@ -82,4 +84,5 @@ def make_status(facts: Facts, *, activity: str = "") -> Status:
             if handled
         ),
         last_capture=around.last_capture,
+        last_test=around.last_test,
     )

@@ -56,6 +56,7 @@ def test_properties(service: Service, machine: FakeMachine) -> None:
         "SecureBoot": False,
         "Hotplug": [],
         "LastCapture": {},
+        "LastTest": {},
     }
 
 
@@ -79,6 +80,7 @@ def test_the_service_exports_what_the_xml_says(service: Service) -> None:
         "StartJob",
         "KernelsChanged",
         "ListCrashes",
+        "TestCrash",
     }
 
 

@@ -13,7 +13,7 @@ from lab.qemu import Machine
 
 CAP_SYS_BOOT = 1 << 22
 # Tenths of what `systemd-analyze security` may find on a running system.
-LIMITS = {"kdumpd": 15, "kdumpd-load@x": 20, "kdumpd-load-tool@x": 20, "kdumpd-build@x": 30}
+LIMITS = {"kdumpd": 15, "kdumpd-load@x": 20, "kdumpd-load-tool@x": 20, "kdumpd-build@x": 30, "kdumpd-test-crash": 20}
 # kernel_alignment of the x86 setup header: no place in the reservation is aligned like that, which the kernel finds out
 # only after it has dropped the old capture kernel.
 SPOIL = """

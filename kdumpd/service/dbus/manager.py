@@ -23,7 +23,7 @@ from kdumpd.service.dbus.text import clean
 from kdumpd.service.dbus.tree import Interfaces, Tree
 from kdumpd.service.dbus.xml import introspection_xml
 from kdumpd.service.jobs import Job
-from kdumpd.service.model import LastCapture, Reason
+from kdumpd.service.model import LastCapture, LastTest, Reason
 from kdumpd.service.status import Status
 
 INTERFACE = "org.kdumpd.Kdump1.Manager"
@@ -38,6 +38,9 @@ class Actions(Protocol):
 
     def changed(self, what: str) -> None:
         """Something about the machine is not what it was."""
+
+    def test_crash(self) -> str:
+        """Crashes the machine a moment later; the id of the test. Raises KdumpError."""
 
 
 class Jobs(Protocol):
@@ -59,7 +62,7 @@ class Manager:
         type(self).dbus = introspection_xml(INTERFACE)
         self._actions = actions
         self._jobs = jobs
-        self._status = status
+        self._shown = _properties(status)
         self._lock = threading.Lock()
         self.tree = Tree(
             lambda path, interfaces: self.InterfacesAdded(path, interfaces),
@@ -71,9 +74,8 @@ class Manager:
     def publish(self, status: Status) -> None:
         """Takes over `status` and tells the bus what changed, in one signal. Any thread may call it."""
         with self._lock:
-            before = _properties(self._status)
-            after = _properties(status)
-            self._status = status
+            before, after = self._shown, _properties(status)
+            self._shown = after
             changed = {name: value for name, value in after.items() if before[name] != value}
             if changed:
                 packed = {name: _packed(name, value) for name, value in changed.items()}
@@ -90,7 +92,7 @@ class Manager:
         if name.startswith("_"):
             raise AttributeError(name)
         try:
-            return _packed(name, _properties(self._status)[name])
+            return _packed(name, self._shown[name])
         except KeyError:
             raise AttributeError(name) from None
 
@@ -128,6 +130,11 @@ class Manager:
         """See the XML."""
         self._actions.changed("hook")
 
+    @needs(Privilege.TEST_CRASH)
+    def TestCrash(self) -> str:
+        """See the XML."""
+        return self._actions.test_crash()
+
     @needs(Privilege.READ_DUMPS)
     def ListCrashes(self) -> list[dict[str, GLib.Variant]]:
         """See the XML."""
@@ -158,6 +165,7 @@ def _properties(status: Status) -> dict[str, Any]:
         "SecureBoot": status.secure_boot,
         "Hotplug": list(status.hotplug),
         "LastCapture": status.last_capture,
+        "LastTest": status.last_test,
     }
 
 
@@ -165,14 +173,15 @@ def _packed(name: str, value: Any) -> Any:
     """As the signature in the XML wants it."""
     if name == "Reasons":
         return [_reason(reason) for reason in value]
-    if name == "LastCapture":
-        return {} if value is None else _capture(value)
+    if name in ("LastCapture", "LastTest"):
+        return {} if value is None else _known(value)
     return value
 
 
-def _capture(capture: LastCapture) -> dict[str, GLib.Variant]:
+def _known(what: LastCapture | LastTest) -> dict[str, GLib.Variant]:
     return {
-        name: GLib.Variant("s" if isinstance(value, str) else "t", value) for name, value in capture.known().items()
+        name: GLib.Variant("s", clean(value)) if isinstance(value, str) else GLib.Variant("t", value)
+        for name, value in what.known().items()
     }
 
 

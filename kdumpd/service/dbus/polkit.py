@@ -25,6 +25,7 @@ class Privilege(enum.StrEnum):
 
     MANAGE = "manage"  # load, unload, reload, rebuild, cancel
     READ_DUMPS = "read-dumps"  # what comes out of crashed memory
+    TEST_CRASH = "test-crash"  # crash the machine
 
     @property
     def action(self) -> str:

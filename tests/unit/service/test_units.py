@@ -20,6 +20,7 @@ LIMITS = {
     "kdumpd-load@.service": 20,
     "kdumpd-load-tool@.service": 20,
     "kdumpd-build@.service": 30,
+    "kdumpd-test-crash.service": 20,
 }
 
 
