@@ -10,7 +10,7 @@ import concurrent.futures
 import ctypes
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 _CALL_TIMEOUT_MS = 5000
 _POOL_SIZE = 4
 _CALLS_OF_ONE = 16
-_CALLS_OF_ALL = 64
+_CALLS_OF_ALL = 256  # of programs that are not known yet, for the moment that asking the bus takes
+_TURN_PRIORITY = GLib.PRIORITY_DEFAULT + 10  # behind calls that have arrived and wait to be taken
 _LOG = logging.getLogger(__name__)
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -47,8 +48,36 @@ def needs(privilege: Privilege) -> Callable[[_Method], _Method]:
     return mark
 
 
+class Turns:
+    """What the main loop answers itself: one call of each caller after the other, so that whoever asks a thousand
+    times waits for himself, and nobody else does.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}
+
+    def add(self, sender: str, answer: Callable[[], None]) -> None:
+        """`answer` is called when its turn has come. In the main loop only."""
+        if not self._waiting:
+            GLib.idle_add(self._next, priority=_TURN_PRIORITY)
+        self._waiting.setdefault(sender, deque()).append(answer)
+
+    def _next(self) -> bool:
+        sender = next(iter(self._waiting))
+        queue = self._waiting.pop(sender)
+        answer = queue.popleft()
+        if queue:
+            self._waiting[sender] = queue  # at the end
+        answer()
+        return bool(self._waiting)
+
+
 class Crowd:
-    """How many calls of each caller wait for their answer: a bound for whoever only wants to keep others out."""
+    """How many calls of each caller wait for their answer: a bound for whoever only wants to keep others out.
+
+    A caller is a program on the bus at first, and a user once the bus has said which one. Root has no bound as a user:
+    others who wait, for a person's password say, never keep it out.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -71,6 +100,7 @@ class Crowd:
 
 
 _CROWD = Crowd()
+_TURNS = Turns()
 _POOL = concurrent.futures.ThreadPoolExecutor(_POOL_SIZE, thread_name_prefix="bus")  # threads begin when needed
 
 
@@ -91,23 +121,34 @@ class Call:
         marks = getattr(method, "__dict__", {})
         self._off_loop = bool(marks.get("_off_loop"))
         self._privilege: Privilege | None = marks.get("_privilege")
+        self._inside = ""  # as whom it is in the crowd
 
     def begin(self) -> None:
-        """Answers, here or later."""
+        """Answers later."""
         if not self._off_loop:
-            self._run()
-        elif not _CROWD.enter(self._sender):
-            self._off_loop = False  # it did not get in, so it does not leave
-            self._fail(LimitError("Too many calls of this program wait for their answer", hint="wait for them"))
-        else:
+            _TURNS.add(self._sender, self._run)
+        elif self._enter(self._sender):
             _POOL.submit(self._run if self._privilege is None else self._authorize)
+
+    def _enter(self, name: str) -> bool:
+        """Into the crowd, under another name than before; where that one has too many calls, the answer says so."""
+        if not _CROWD.enter(name):
+            self._fail(LimitError("Too many calls of this program or user wait for their answer", hint="wait for them"))
+            return False
+        if self._inside:
+            _CROWD.leave(self._inside)
+        self._inside = name
+        return True
 
     def _authorize(self) -> None:
         """In the pool: the bus daemon answers at once. polkit may not, so its answer is not waited for."""
         assert self._privilege is not None
         try:
-            if caller_uid(self._connection, self._sender) == 0:
+            uid = caller_uid(self._connection, self._sender)
+            if uid == 0:
                 self._run()
+                return
+            if not self._enter(f"user {uid}"):
                 return
             flags = self._invocation.get_message().get_flags()
             interactive = bool(flags & Gio.DBusMessageFlags.ALLOW_INTERACTIVE_AUTHORIZATION)
@@ -147,8 +188,8 @@ class Call:
         self._finish(outcome)
 
     def _finish(self, outcome: Callable[[], Any]) -> None:
-        if self._off_loop:
-            _CROWD.leave(self._sender)
+        if self._inside:
+            _CROWD.leave(self._inside)
         try:
             self._reply(outcome())
         except Exception as error:
