@@ -128,6 +128,12 @@ class TargetError(KdumpError):
     dbus_name = _BUS + "Target"
 
 
+class TargetLockedError(TargetError):
+    """The place where the dump goes is encrypted, and the capture kernel would not have the key."""
+
+    dbus_name = _BUS + "TargetLocked"
+
+
 class NoSpaceError(TargetError):
     """The target is full."""
 

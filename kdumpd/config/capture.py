@@ -7,6 +7,7 @@ It travels in the image as JSON (`/etc/kdumpd/capture.json`): the file of a pers
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 from typing import Any, TypeAlias
 
@@ -14,17 +15,41 @@ from kdumpd.config.model import Action, DumpSettings
 from kdumpd.errors import ConfigError
 
 
+class LayerKind(enum.StrEnum):
+    """Block devices made of others that the capture kernel can bring up, each with the distribution's own tool."""
+
+    LVM = "lvm"
+    MD = "md"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A block device that has to be put together from others before there is a filesystem.
+
+    `ident` outlives other names and places of the disks: for LVM the device mapper's UUID of the volume ("LVM-" and the
+    UUIDs of group and volume, 32 characters each), for md the UUID of the array as mdadm(8) writes it. `device` is the
+    path that an md array gets.
+    """
+
+    kind: LayerKind
+    ident: str
+    device: str = ""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LocalDestination:
     """A folder of a filesystem on a block device.
 
-    `device` is `UUID=...`, `LABEL=...` or a path below /dev. `directory` is the folder for crashes *inside* the
-    filesystem, e.g. "/crash" where the host sees /var/crash on a separate /var.
+    `device` is `UUID=...`, `LABEL=...`, a path below /dev, or the tag of a virtiofs share. `directory` is the folder
+    for crashes *inside* the filesystem, e.g. "/crash" where the host sees /var/crash on a separate /var. `layers` are
+    brought up first, in their order; a `device` that is no path lies on the last of them. `options` are for mount(8).
     """
 
     device: str
     fstype: str
     directory: str
+    layers: tuple[Layer, ...] = ()
+    options: str = ""
 
     def __str__(self) -> str:
         return f"{self.directory} on {self.device} ({self.fstype})"
@@ -32,9 +57,10 @@ class LocalDestination:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RawDestination:
-    """A whole block device, without a filesystem."""
+    """A whole block device, without a filesystem; `layers` as in LocalDestination."""
 
     device: str
+    layers: tuple[Layer, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.device} (raw)"
@@ -124,9 +150,19 @@ class CaptureConfig:
 def _destination(raw: dict[str, Any]) -> Destination:
     kind = _KINDS[raw["kind"]]
     fields = {field.name: raw[field.name] for field in dataclasses.fields(kind)}
+    if "layers" in fields:
+        fields["layers"] = tuple(map(_layer, fields["layers"]))
     for name, value in fields.items():
+        if name == "layers":
+            continue
         _require(value, int if name == "port" else str, name)
     return kind(**fields)
+
+
+def _layer(raw: dict[str, Any]) -> Layer:
+    for name in ("ident", "device"):
+        _require(raw[name], str, name)
+    return Layer(kind=LayerKind(raw["kind"]), ident=raw["ident"], device=raw["device"])
 
 
 def _require(value: object, kind: type, name: str) -> None:

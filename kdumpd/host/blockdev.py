@@ -13,7 +13,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from kdumpd.errors import TargetError, UnsupportedError
+from kdumpd.errors import TargetError
 
 _UDEV_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 _BLKID_SECONDS = 20
@@ -44,12 +44,24 @@ class BlockChain:
 
 def read_chain(block: str, root: Path = Path("/")) -> BlockChain:
     """Follows the device links of /sys/class/block/`block` upwards. Raises TargetError if there is none."""
-    here = _sysfs(block, root)
-    disk = here.parent if (here / "partition").exists() else here
+    disk = disk_folder(block, root)
     starts = [disk.parent]
     if disk.parent.name.startswith("nvme-subsys"):
         # Multipath disks hang below a virtual subsystem; its links lead to the controllers.
         starts = [link.resolve() for link in sorted(disk.parent.glob("nvme*")) if link.is_symlink()]
+    return BlockChain(block=block, disk=disk.name, devices=_upwards(starts, root))
+
+
+def virtiofs_chains(root: Path = Path("/")) -> tuple[BlockChain, ...]:
+    """One for each virtiofs device. Which of them has which tag, sysfs says only from v6.9 on, so all of them count."""
+    links = sorted((root / "sys/bus/virtio/drivers/virtiofs").glob("virtio*"))
+    return tuple(
+        BlockChain(block="", disk="", devices=_upwards([link.resolve()], root)) for link in links if link.is_symlink()
+    )
+
+
+def _upwards(starts: list[Path], root: Path) -> tuple[Device, ...]:
+    """The devices from each of `starts` up to the top of the tree."""
     top = (root / "sys/devices").resolve()
     devices: dict[str, Device] = {}
     for start in starts:
@@ -59,19 +71,13 @@ def read_chain(block: str, root: Path = Path("/")) -> BlockChain:
             if device is not None:
                 devices.setdefault(device.path, device)
             folder = folder.parent
-    return BlockChain(block=block, disk=disk.name, devices=tuple(devices.values()))
+    return tuple(devices.values())
 
 
-def require_plain(block: str, root: Path = Path("/")) -> None:
-    """Raises UnsupportedError unless `block` is a disk, or a partition of one, that its driver alone brings up."""
+def disk_folder(block: str, root: Path = Path("/")) -> Path:
+    """The folder in sysfs of the disk that `block` is, or is a partition of. Raises TargetError if there is none."""
     here = _sysfs(block, root)
-    disk = here.parent if (here / "partition").exists() else here
-    kind = _software_kind(disk)
-    if kind is not None:
-        raise UnsupportedError(
-            f"the target /dev/{block} is {kind}, which the capture image of this kdumpd cannot bring up",
-            hint="name a target on a plain partition in /etc/kdump.conf, for example: ext4 UUID=...",
-        )
+    return here.parent if (here / "partition").exists() else here
 
 
 def block_by_number(number: str, root: Path = Path("/")) -> str | None:
@@ -157,10 +163,11 @@ def _sysfs(block: str, root: Path) -> Path:
     return link.resolve()
 
 
-def _software_kind(disk: Path) -> str | None:
+def software_kind(disk: Path) -> str | None:
+    """What makes `disk` (its folder in sysfs) out of something else, with its article; None for a disk of its own."""
     name = disk.name
     if name.startswith("dm-"):
-        uuid = _text(disk / "dm/uuid") or ""
+        uuid = attribute(disk / "dm/uuid") or ""
         kinds = {"LVM-": "an LVM volume", "CRYPT-": "an encrypted volume", "mpath-": "a multipath device"}
         return next((kind for start, kind in kinds.items() if uuid.startswith(start)), "a device-mapper device")
     if (disk / "md").is_dir():
@@ -173,7 +180,7 @@ def _software_kind(disk: Path) -> str | None:
 
 
 def _read_device(folder: Path, top: Path) -> Device | None:
-    modalias = _text(folder / "modalias")
+    modalias = attribute(folder / "modalias")
     driver = _link_name(folder / "driver")
     if modalias is None and driver is None:
         return None
@@ -184,7 +191,8 @@ def _read_device(folder: Path, top: Path) -> Device | None:
     return Device(path=str(folder.relative_to(top)), modalias=modalias, driver=driver, module=module)
 
 
-def _text(path: Path) -> str | None:
+def attribute(path: Path) -> str | None:
+    """The text of an attribute in sysfs; None when it is empty or not there."""
     try:
         return path.read_text().strip() or None
     except OSError:

@@ -2,8 +2,8 @@
 """Which filesystem the dumps go to, named so that the capture kernel finds it again.
 
 Knows /proc/self/mountinfo and the block devices behind it. Refuses to guess: a target that the capture
-kernel could not mount by itself (no block device, a device put together by software) is an error here,
-on the running machine, where somebody can still read it. Drivers are the business of `blockdev`.
+kernel could not mount by itself is an error here, on the running machine, where somebody can still read it. What a
+device is made of is the business of `storage`, drivers are that of `blockdev`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from kdumpd.config.capture import Destination, LocalDestination
 from kdumpd.config.model import Config
 from kdumpd.config.targets import LocalTarget, Target
-from kdumpd.errors import TargetError, UnsupportedError
-from kdumpd.host import blockdev
+from kdumpd.errors import KdumpError, TargetError, UnsupportedError
+from kdumpd.host import blockdev, storage
+from kdumpd.host.storage import Stack
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "afs"})
@@ -41,11 +42,14 @@ class ResolvedTarget:
     """Where dumps go: `destination` in the capture kernel's words, and what it rests on here.
 
     A local destination's device is `UUID=...` where the filesystem has one, else `LABEL=...` or a path below /dev.
-    `block` is the kernel's name of the block device (a name in /sys/class/block) on the running machine.
+    `block` is the kernel's name of the block device (a name in /sys/class/block) on the running machine, `stack` what
+    that is made of; None for what is not on a block device. `shared` is the virtio device of a virtiofs share.
     """
 
     destination: Destination
     block: str | None
+    stack: Stack | None = None
+    shared: bool = False
 
     @property
     def fstype(self) -> str | None:
@@ -92,15 +96,37 @@ def mount_of(mounts: tuple[Mount, ...], path: str) -> Mount | None:
     return None if best is None else best[1]
 
 
-def resolve_targets(config: Config, root: Path = Path("/")) -> tuple[ResolvedTarget, ...]:
-    """Turns kdump.conf's targets into what the capture kernel is told, in their order.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """All targets of kdump.conf, looked at: those that can be used, in their order, and why the others cannot."""
 
-    Raises TargetError when there is no such device, or no block device behind the path; UnsupportedError
-    when the device is put together by software (LVM, md, LUKS, ...), which the capture image cannot do.
+    targets: tuple[ResolvedTarget, ...]
+    troubles: tuple[KdumpError, ...] = ()
+
+
+def resolve_targets(config: Config, root: Path = Path("/")) -> tuple[ResolvedTarget, ...]:
+    """Turns kdump.conf's targets into what the capture kernel is told: resolve_all without the reasons."""
+    return resolve_all(config, root).targets
+
+
+def resolve_all(config: Config, root: Path = Path("/")) -> Resolution:
+    """Looks at each target of kdump.conf, or at the filesystem that holds `path` if it names none.
+
+    Raises the error of the first one when none can be used: TargetError when there is no such device, or no block
+    device behind the path; UnsupportedError when the capture kernel could not bring it up.
     """
     if not config.targets:
-        return (_default(config.path, root),)
-    return tuple(_explicit(target, config.path, root) for target in config.targets)
+        return Resolution(targets=(_default(config.path, root),))
+    targets: list[ResolvedTarget] = []
+    troubles: list[KdumpError] = []
+    for target in config.targets:
+        try:
+            targets.append(_explicit(target, config.path, root))
+        except KdumpError as error:
+            troubles.append(error)
+    if not targets:
+        raise troubles[0]
+    return Resolution(targets=tuple(targets), troubles=tuple(troubles))
 
 
 def _default(wanted: str, root: Path) -> ResolvedTarget:
@@ -110,19 +136,43 @@ def _default(wanted: str, root: Path) -> ResolvedTarget:
     if mount is None:
         raise TargetError(f"no mounted filesystem holds {wanted}", hint="name the target in /etc/kdump.conf")
     block = _block_of(mount, wanted, root)
-    if mount.fstype == "btrfs" and mount.root != "/":
-        raise UnsupportedError(
-            f"{wanted} lies in the btrfs subvolume {mount.root}, which this kdumpd cannot mount by name",
-            hint="name another target in /etc/kdump.conf, for example: ext4 UUID=...",
-        )
-    blockdev.require_plain(block, root)
+    stack = storage.read_stack(block, root)
     below = PurePosixPath(path).relative_to(mount.mountpoint)
     destination = LocalDestination(
-        device=_stable_name(block, mount.source, root),
+        device=_destination_device(block, stack, mount.source, root),
         fstype=mount.fstype,
         directory=str(PurePosixPath(mount.root) / below),
+        layers=stack.layers,
+        options=_options(mount.fstype, block, root, subvolumes=True),
     )
-    return ResolvedTarget(destination=destination, block=block)
+    return ResolvedTarget(destination=destination, block=block, stack=stack)
+
+
+def _options(fstype: str, block: str, root: Path, *, subvolumes: bool = False) -> str:
+    """What mount(8) has to be told. Of btrfs, mountinfo names folders from its uppermost volume (5) on."""
+    if fstype == "btrfs":
+        if len(_members(block, root)) > 1:
+            raise UnsupportedError(
+                f"/dev/{block} is a part of a btrfs on several disks, which the capture image cannot bring up",
+                hint="name another target in /etc/kdump.conf, for example: ext4 UUID=...",
+            )
+        return "subvolid=5" if subvolumes else ""
+    # FAT has no modes of its own.
+    return "umask=0077" if fstype in {"vfat", "msdos", "exfat"} else ""
+
+
+def _members(block: str, root: Path) -> list[str]:
+    """The devices of the mounted btrfs that `block` belongs to (Documentation/ABI/testing/sysfs-fs-btrfs, devices)."""
+    for folder in (root / "sys/fs/btrfs").glob("*/devices"):
+        names = os.listdir(folder)
+        if block in names:
+            return names
+    return []
+
+
+def _destination_device(block: str, stack: Stack, fallback: str, root: Path) -> str:
+    """As _stable_name. On a partition of an array only the path counts: members of a mirror may look like the whole."""
+    return _stable_name(block, fallback, root) if stack.whole else f"/dev/{block}"
 
 
 def real_path(path: str, root: Path) -> str:
@@ -152,21 +202,27 @@ def _unescape(field: str) -> str:
 def _explicit(target: Target, directory: str, root: Path) -> ResolvedTarget:
     if not isinstance(target, LocalTarget):
         raise UnsupportedError(f"dumps cannot be sent to '{target}'", hint="name a filesystem in /etc/kdump.conf")
+    directory = str(PurePosixPath(directory))
+    if target.fstype == "virtiofs":
+        share = LocalDestination(device=target.device, fstype=target.fstype, directory=directory)
+        return ResolvedTarget(destination=share, block=None, shared=True)
     block = blockdev.find_block(target.device, root)
-    blockdev.require_plain(block, root)
+    stack = storage.read_stack(block, root)
     found = _fstype_of(block, root)
     if found is not None and found != target.fstype and not {found, target.fstype} <= _EXT_FAMILY:
         raise TargetError(
             f"{target.device} holds {found}, but /etc/kdump.conf says {target.fstype}",
             hint=f"write: {found} {target.device}",
         )
-    named = target.device.startswith(("UUID=", "LABEL="))
+    named = target.device.startswith(("UUID=", "LABEL=")) and stack.whole
     destination = LocalDestination(
-        device=target.device if named else _stable_name(block, target.device, root),
+        device=target.device if named else _destination_device(block, stack, target.device, root),
         fstype=target.fstype,
-        directory=str(PurePosixPath(directory)),
+        directory=directory,
+        layers=stack.layers,
+        options=_options(target.fstype, block, root),
     )
-    return ResolvedTarget(destination=destination, block=block)
+    return ResolvedTarget(destination=destination, block=block, stack=stack)
 
 
 def _fstype_of(block: str, root: Path) -> str | None:

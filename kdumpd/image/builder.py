@@ -23,7 +23,7 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
 from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, pyclosure, verify
+from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, pyclosure, storage, verify
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     INITRD_NAME,
@@ -90,12 +90,13 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     if facts is not None:
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
-    paths = kmodules.modules_for(index, request.targets, kernel_config, request.root)
+    paths = kmodules.modules_for(index, request.targets, kernel_config, request.root, tree.notes)
     contents.add_modules(tree, index, request.kernel.release, paths)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
     elfs = contents.add_busybox(tree, _applets(busybox), busybox)
+    elfs += storage.add_tools(tree, request.targets)
     closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)
     contents.add_libraries(tree, elfs, closure.mapped)

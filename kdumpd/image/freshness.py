@@ -51,11 +51,14 @@ def freshness(
 
 def _settings(record: ImageRecord, capture: CaptureConfig) -> list[str]:
     before, now = _flat(record.capture), _flat(capture)
-    return [
+    changed = [
         f"{name.replace('_', ' ')} changed from {before[name]} to {value}"
         for name, value in now.items()
         if name != "kernel" and before[name] != value
     ]
+    if not changed and record.capture.destinations != capture.destinations:
+        changed.append("the target's disks are put together in another way than when the image was built")
+    return changed
 
 
 def _flat(settings: object) -> dict[str, str]:

@@ -124,14 +124,55 @@ def read_index(kernel: Kernel) -> ModuleIndex:
 
 
 def modules_for(
-    index: ModuleIndex, targets: Iterable[ResolvedTarget], kernel_config: Mapping[str, str] | None, root: Path
+    index: ModuleIndex,
+    targets: Iterable[ResolvedTarget],
+    kernel_config: Mapping[str, str] | None,
+    root: Path,
+    notes: list[str] | None = None,
 ) -> tuple[str, ...]:
-    """As needed_modules, for all of `targets`; their devices are looked at below `root`."""
+    """As needed_modules, for all of `targets`; their devices are looked at below `root`.
+
+    A target for which this kernel lacks a driver becomes a sentence in `notes`, as long as another one can be used.
+    """
     names: list[str] = []
+    failed: list[BuildError] = []
+    good = 0
     for target in targets:
-        chain = None if target.block is None else blockdev.read_chain(target.block, root)
-        names.extend(_names_for(index, chain, target.fstype, kernel_config))
+        try:
+            names.extend(_for_target(index, target, kernel_config, root))
+            good += 1
+        except BuildError as error:
+            failed.append(error)
+            if notes is not None:
+                notes.append(f"dumps cannot go to {target.destination}: {error.sentence}")
+    if failed and not good:
+        raise failed[0]
     return order(index, names)
+
+
+def _for_target(
+    index: ModuleIndex, target: ResolvedTarget, kernel_config: Mapping[str, str] | None, root: Path
+) -> list[str]:
+    names: list[str] = []
+    if target.stack is not None:
+        for disk in target.stack.disks:
+            names.extend(_names_for(index, blockdev.read_chain(disk, root), None, kernel_config))
+        names.extend(_layer_module(index, name) for name in target.stack.modules)
+    elif target.block is not None:
+        names.extend(_names_for(index, blockdev.read_chain(target.block, root), None, kernel_config))
+    if target.shared:
+        for chain in blockdev.virtiofs_chains(root):
+            names.extend(_names_for(index, chain, None, kernel_config))
+    return [*names, *_names_for(index, None, target.fstype, kernel_config)]
+
+
+def _layer_module(index: ModuleIndex, name: str) -> str:
+    if name not in index.depends and name not in index.builtin:
+        raise BuildError(
+            f"the kernel in {index.folder} has no {name}, which the target's disks are put together with",
+            hint="install the package with this kernel's further modules, or choose another target",
+        )
+    return name
 
 
 def needed_modules(

@@ -25,6 +25,7 @@ from kdumpd.errors import (
     NotFoundError,
     NotReservedError,
     TargetError,
+    TargetLockedError,
     UnsupportedError,
     os_reason,
 )
@@ -62,6 +63,7 @@ _REFUSALS: dict[Code, type[KdumpError]] = {
     Code.CONFIG_ERROR: ConfigError,
     Code.KERNEL_NOT_FOUND: NotFoundError,
     Code.TARGET_UNUSABLE: TargetError,
+    Code.TARGET_LOCKED: TargetLockedError,
     Code.LOADING_DISABLED: LoadError,
     Code.LOAD_LIMIT_REACHED: LoadError,
     Code.FADUMP_ACTIVE: UnsupportedError,

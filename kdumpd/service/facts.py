@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdumpd.config.model import Config
 from kdumpd.crashes.index import Crash, Standing
-from kdumpd.errors import KdumpError
+from kdumpd.errors import KdumpError, TargetLockedError
 from kdumpd.host.cmdline import Wishes, capture_cmdline, capture_cpus, read_boot_apicid, read_cmdline
 from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
 from kdumpd.host.fadump import read_fadump
@@ -15,7 +15,7 @@ from kdumpd.host.kernel_image import read_header
 from kdumpd.host.kernels import Kernel, find_kernel
 from kdumpd.host.kexec import has_syscall, read_loaded
 from kdumpd.host.machine import Machine, read_machine, read_present_cpus
-from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_targets
+from kdumpd.host.mounts import ResolvedTarget, read_mounts, resolve_all
 from kdumpd.host.nextboot import crashkernel_words, read_next_boot
 from kdumpd.host.reservation import has_cma, read_memory_bytes, read_reservation
 from kdumpd.host.security import read_image_appraised, read_security
@@ -25,7 +25,7 @@ from kdumpd.host.topology import read_topology
 from kdumpd.service.estimate import estimate
 from kdumpd.service.images import ImageReader
 from kdumpd.service.missed import read_test
-from kdumpd.service.model import Facts, Failure, LastCapture, LoadedRecord, Surroundings, Trouble
+from kdumpd.service.model import Code, Facts, Failure, LastCapture, LoadedRecord, Surroundings, Trouble
 from kdumpd.service.places import Places
 from kdumpd.service.records import HoldFile, LoadedFile
 
@@ -46,7 +46,7 @@ def gather(
     request = parse_crashkernel(running)
     reservation = read_reservation(root)
     kernel, kernel_trouble = _find_kernel(machine, root)
-    targets, target_trouble = _find_targets(config, root)
+    targets, target_trouble, degraded = _find_targets(config, root)
     image = images.read(machine.release, config, kernel, targets)
     loaded, interrupted = _read_loaded(places, machine)
     memory_bytes = read_memory_bytes(root)
@@ -88,6 +88,7 @@ def gather(
             cma_missing=request.cma is not None and has_cma(root) is False,
             image_appraised=read_image_appraised(root),
             free_bytes=_free_bytes(targets, root),
+            target_troubles=degraded,
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=captured,
             last_test=read_test(places.state_dir),
@@ -152,11 +153,13 @@ def _find_kernel(machine: Machine, root: Path) -> tuple[Kernel | None, Trouble |
         return None, trouble(error)
 
 
-def _find_targets(config: Config, root: Path) -> tuple[tuple[ResolvedTarget, ...], Trouble | None]:
+def _find_targets(config: Config, root: Path) -> tuple[tuple[ResolvedTarget, ...], Trouble | None, tuple[Trouble, ...]]:
+    """The targets that can be used; why there are none, or why some cannot be."""
     try:
-        return resolve_targets(config, root), None
+        found = resolve_all(config, root)
     except KdumpError as error:
-        return (), trouble(error)
+        return (), trouble(error), ()
+    return found.targets, None, tuple(map(trouble, found.troubles))
 
 
 def _kernel_bytes(kernel: Kernel | None, machine: Machine) -> int | None:
@@ -179,4 +182,5 @@ def _read_loaded(places: Places, machine: Machine) -> tuple[LoadedRecord | None,
 
 def trouble(error: KdumpError) -> Trouble:
     """An error as a fact, its sentence beginning like one."""
-    return Trouble(sentence=error.sentence[:1].upper() + error.sentence[1:], hint=error.hint or "")
+    code = Code.TARGET_LOCKED if isinstance(error, TargetLockedError) else None
+    return Trouble(sentence=error.sentence[:1].upper() + error.sentence[1:], hint=error.hint or "", code=code)

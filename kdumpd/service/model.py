@@ -50,6 +50,7 @@ class Code(enum.StrEnum):
     CONFIG_ERROR = "config-error"
     CONFIG_WARNING = "config-warning"
     TARGET_UNUSABLE = "target-unusable"
+    TARGET_LOCKED = "target-locked-in-capture"
     KERNEL_NOT_FOUND = "kernel-not-found"
     IMAGE_MISSING = "image-missing"
     IMAGE_STALE = "image-stale"
@@ -72,6 +73,7 @@ class Code(enum.StrEnum):
     NEXT_BOOT_DIFFERS = "next-boot-differs"
     CMA_IGNORED = "cma-ignored"
     TARGET_SPACE_LOW = "target-space-low"
+    TARGET_DEGRADED = "target-degraded"
     IMAGE_APPRAISED = "image-appraised"
     OOPS_NOT_CAPTURED = "oops-not-captured"
     CRASH_WITHOUT_DUMP = "crash-without-dump"
@@ -208,7 +210,8 @@ class Surroundings:
 
     `cma_missing` means that the command line asks for ,cma and the kernel set no such area aside. `image_appraised`
     means that IMA wants a signature on the image. `free_bytes` is of the target, None while it is not mounted, and
-    `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown.
+    `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown. `target_troubles` are those
+    of targets that cannot be used, where another one can.
     """
 
     next_boot: NextBoot = dataclasses.field(default_factory=NextBoot)
@@ -220,16 +223,18 @@ class Surroundings:
     image_appraised: bool = False
     free_bytes: int | None = None
     dump_bytes: int = 0
+    target_troubles: tuple[Trouble, ...] = ()
     last_capture: LastCapture | None = None
     last_test: LastTest | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A fact that could not be had: the sentence and hint of the error that came instead."""
+    """A fact that could not be had: the sentence and hint of the error that came instead, and its code if any."""
 
     sentence: str
     hint: str = ""
+    code: Code | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,7 +216,8 @@ def _beside(facts: Facts) -> Iterator[Reason]:
     if facts.kernel_trouble is not None:
         yield Reason(code=Code.KERNEL_NOT_FOUND, sentence=facts.kernel_trouble.sentence, cure=facts.kernel_trouble.hint)
     if facts.target_trouble is not None:
-        yield Reason(code=Code.TARGET_UNUSABLE, sentence=facts.target_trouble.sentence, cure=facts.target_trouble.hint)
+        code = facts.target_trouble.code or Code.TARGET_UNUSABLE
+        yield Reason(code=code, sentence=facts.target_trouble.sentence, cure=facts.target_trouble.hint)
 
 
 def _notes(facts: Facts) -> Iterator[Reason]:

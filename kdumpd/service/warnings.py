@@ -60,6 +60,12 @@ def _next_boot(facts: Facts) -> Iterator[Reason]:
 
 
 def _target(facts: Facts) -> Iterator[Reason]:
+    for trouble in facts.around.target_troubles:
+        yield Reason(
+            code=Code.TARGET_DEGRADED,
+            sentence=f"One of the targets in kdump.conf cannot be used, the others can: {trouble.sentence}",
+            cure=trouble.hint,
+        )
     free, need = facts.around.free_bytes, facts.around.dump_bytes
     if free is not None and free < need:
         yield Reason(

@@ -16,6 +16,7 @@ from pathlib import Path
 from kdumpd.config.capture import LocalDestination
 from kdumpd.errors import TargetError, os_reason
 from kdumpd.targets.files import CrashDirectory
+from kdumpd.targets.layers import bring_up
 from kdumpd.targets.target import Store, Target
 
 DEVICE_DEADLINE_SEC = 30.0
@@ -42,12 +43,22 @@ class LocalDisk(Target):
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:
         """As Target.open_crash: the filesystem stays mounted until the end of the block."""
         wanted = self._destination
-        device = wait_for_device(wanted.device, self._device_deadline_sec, alive)
         with (
-            mounted(device, wanted.fstype, self._mountpoint) as root,
+            mounted(self._device(alive), wanted.fstype, self._mountpoint, wanted.options) as root,
             CrashDirectory.create(root, wanted.directory, name) as directory,
         ):
             yield directory
+
+    def _device(self, alive: Callable[[], None]) -> str:
+        """What is to be mounted, once it is there."""
+        wanted = self._destination
+        if wanted.fstype == "virtiofs":
+            return wanted.device
+        made = bring_up(wanted.layers, self._device_deadline_sec, alive)
+        if made is not None and not wanted.device.startswith("/dev/"):
+            # Not looked for by its tag: a member of a mirror, or a snapshot, may have the same.
+            return str(made)
+        return str(wait_for_device(wanted.device, self._device_deadline_sec, alive))
 
 
 def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -89,14 +100,15 @@ def wait_for_device(device: str, deadline_sec: float, alive: Callable[[], None])
 
 
 @contextlib.contextmanager
-def mounted(device: Path, fstype: str, where: Path) -> Iterator[Path]:
-    """The filesystem of `device`, mounted on `where` for writing. Raises TargetError.
+def mounted(device: str, fstype: str, where: Path, options: str = "") -> Iterator[Path]:
+    """The filesystem of `device`, mounted on `where` for writing with further `options`. Raises TargetError.
 
     On the way out all of it is synced and unmounted, and an error of either is raised: until then nothing that was
     written counts.
     """
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    done = _run(["mount", "-t", fstype, "-o", "rw,nosuid,nodev,noexec,noatime", str(device), str(where)])
+    words = ",".join(filter(None, ("rw,nosuid,nodev,noexec,noatime", options)))
+    done = _run(["mount", "-t", fstype, "-o", words, device, str(where)])
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"mount failed with {done.returncode}"]
         raise TargetError(f"{device} cannot be mounted as {fstype}: {reason[0]}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lab import image, proof, tiny, vmcore
+from lab.aptroot import run
 
 
 def test_ext4_by_uuid(scratch: Path) -> None:
@@ -18,3 +19,84 @@ def test_ext4_by_uuid(scratch: Path) -> None:
     proof.marker(folder, outcome.marker)
     proof.accepted(folder)
     proof.opens(folder, vmcore.debug_symbols(image.base().release("6.1")), outcome.marker, ("init", "kthreadd"))
+
+
+def _judge(folder: Path, outcome: tiny.Outcome) -> None:
+    """The crash folder is what it should be, and makedumpfile reads the dump."""
+    proof.complete(folder)
+    proof.marker(folder, outcome.marker)
+    proof.verified(folder)
+    proof.accepted(folder)
+
+
+def test_xfs_by_label(scratch: Path) -> None:
+    disk = scratch / "dumps.raw"
+    with disk.open("wb") as file:
+        file.truncate(320 << 20)
+    run(["mkfs.xfs", "-q", "-L", "dumps", str(disk)], timeout=60)
+    outcome = tiny.crash("xfs LABEL=dumps\npath /a/b\n", scratch, disks=[tiny.Disk(path=disk, bus="scsi")])
+    tiny.read(
+        "mount -t xfs -o ro /dev/sda /mnt && cp -a /mnt/a/b/. /run/read",
+        scratch,
+        scratch / "crash",
+        disks=[tiny.Disk(path=disk, bus="scsi")],
+        modules=["crc32c_generic", "xfs"],
+    )
+    _judge(tiny.only_crash(scratch / "crash"), outcome)
+
+
+# As on a machine without udev.
+_LVM = """
+mkdir -p /run/lvm /etc/lvm /run/lock
+export LVM_SYSTEM_DIR=/run/lvm LVM_SUPPRESS_FD_WARNINGS=1 MDADM_NO_UDEV=1
+echo 'activation { udev_sync=0 udev_rules=0 monitoring=0 }
+devices { obtain_device_list_from_udev=0 }' >/run/lvm/lvm.conf
+"""
+
+
+def test_lvm_on_a_mirror(scratch: Path) -> None:
+    """A volume group on an md array of two disks, which the capture kernel has to put together again."""
+    disks = []
+    for name in ("one.raw", "two.raw"):
+        with (scratch / name).open("wb") as file:
+            file.truncate(192 << 20)
+        disks.append(tiny.Disk(path=scratch / name))
+    setup = f"""{_LVM}
+mdadm --create /dev/md7 --run --level=1 --raid-devices=2 --assume-clean $(disk disk0) $(disk disk1) || return 1
+lvm pvcreate -q /dev/md7 && lvm vgcreate -q lab-group /dev/md7 || return 1
+lvm lvcreate -q -Wn -L 150m -n dumps lab-group || return 1
+mke2fs -q -t ext4 /dev/mapper/lab--group-dumps || return 1
+mkdir -p /var/crash /etc && : >/etc/mtab
+mount -t ext4 /dev/mapper/lab--group-dumps /var/crash || return 1
+"""
+    modules = ["raid1", "dm_mod", "crc32c_generic", "ext4"]
+    tools = ["/usr/sbin/lvm", "/usr/sbin/mdadm", "/usr/sbin/mke2fs"]
+    outcome = tiny.crash("path /var/crash\n", scratch, disks=disks, setup=setup, modules=modules, tools=tools)
+    tiny.read(
+        f"""{_LVM}
+mdadm --assemble --run /dev/md7 $(disk disk0) $(disk disk1) && lvm vgchange -q -ay lab-group || return 1
+mount -t ext4 -o ro /dev/mapper/lab--group-dumps /mnt && cp -a /mnt/. /run/read
+rmdir /run/read/lost+found
+""",
+        scratch,
+        scratch / "crash",
+        disks=disks,
+        modules=modules,
+        tools=tools,
+    )
+    _judge(tiny.only_crash(scratch / "crash"), outcome)
+
+
+def test_usb_stick_by_label(scratch: Path) -> None:
+    disk = scratch / "stick.raw"
+    tiny.ext4(disk, label="STICK")
+    outcome = tiny.crash(
+        "ext4 LABEL=STICK\npath /\n", scratch, kernel="generic", disks=[tiny.Disk(path=disk, bus="usb")],
+        setup="await /dev/sda",
+    )  # fmt: skip
+    assert "LABEL=STICK" in outcome.capture
+    folder = scratch / "crash"
+    folder.mkdir()
+    run(["debugfs", "-R", f'rdump "/" "{folder}"', str(disk)], timeout=120)
+    (folder / "lost+found").rmdir()
+    _judge(tiny.only_crash(folder), outcome)

@@ -63,6 +63,12 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / value).symlink_to(f"../../{block}")
 
+    def tag_by_id(self, name: str, block: str) -> None:
+        """A link of udev in by-id."""
+        folder = self.root / "dev/disk/by-id"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(f"../../{block}")
+
     def _block(self, name: str, number: str, path: str) -> Path:
         folder = self.root / path
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kdumpd.errors import TargetError
-from kdumpd.host import blockdev
+from kdumpd.host import blockdev, storage
 
 if TYPE_CHECKING:
     from conftest import Machine
@@ -54,7 +54,7 @@ def test_an_nvme_multipath_disk_leads_to_each_of_its_controllers(tmp_path: Path,
         controller.mkdir(parents=True)
         machine.driver(pci, "pci", "nvme", module="nvme", modalias=f"pci:controller{number}")
         (disk.parent / name).symlink_to(controller)
-    blockdev.require_plain("nvme0n1", tmp_path)
+    assert storage.read_stack("nvme0n1", tmp_path) == storage.Stack(disks=("nvme0n1",))
     chain = blockdev.read_chain("nvme0n1", tmp_path)
     assert [device.modalias for device in chain.devices] == ["pci:controller1", "pci:controller2"]
 

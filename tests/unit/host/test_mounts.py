@@ -12,7 +12,7 @@ from kdumpd.config.capture import LocalDestination
 from kdumpd.config.model import Config
 from kdumpd.config.targets import LocalTarget
 from kdumpd.errors import TargetError, UnsupportedError
-from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_targets
+from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_all, resolve_targets
 
 if TYPE_CHECKING:
     from conftest import Machine
@@ -124,7 +124,6 @@ def test_an_explicit_target_of_another_filesystem_is_refused(machine: Machine) -
         ("28 27 0:40 / /var rw - tmpfs tmpfs rw\n", TargetError, "tmpfs, which does not outlive"),
         ("28 27 0:40 / /var rw - overlay overlay rw\n", TargetError, "overlay filesystem without a block device"),
         ("28 27 0:40 / /var rw - nfs4 server:/dumps rw\n", UnsupportedError, "server:/dumps, a network filesystem"),
-        ("28 27 0:40 /@ /var rw - btrfs /dev/sda2 rw\n", UnsupportedError, "btrfs subvolume /@"),
     ],
 )
 def test_what_a_capture_kernel_could_not_mount_is_refused(
@@ -141,24 +140,41 @@ def test_btrfs_with_its_number_of_its_own_is_found_by_its_source(machine: Machin
     assert (block, target.directory) == ("sda2", "/crash")
 
 
-@pytest.mark.parametrize(
-    ("uuid", "words"),
-    [("LVM-abc", "an LVM volume"), ("CRYPT-LUKS2-x", "an encrypted volume"), ("other", "a device-mapper device")],
-)
-def test_stacked_devices_are_refused_by_their_kind(machine: Machine, uuid: str, words: str) -> None:
-    machine.virtual("dm-0", "253:0", {"dm/uuid": uuid})
-    machine.mounts(ROOT + "28 27 253:0 / /var rw - ext4 /dev/mapper/x rw\n")
-    with pytest.raises(UnsupportedError, match=words):
+def test_a_btrfs_subvolume_is_a_folder_of_the_uppermost_one(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 0:40 /@/var /var rw - btrfs /dev/sda2 rw\n")
+    target, _ = resolved(Config(), machine.root)
+    assert (target.directory, target.options) == ("/@/var/crash", "subvolid=5")
+
+
+def test_a_btrfs_on_two_disks_is_refused(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 0:40 / /var rw - btrfs /dev/sda2 rw\n")
+    folder = machine.root / "sys/fs/btrfs/2222-bbbb/devices"
+    folder.mkdir(parents=True)
+    for name in ("sda1", "sda2"):
+        (folder / name).touch()
+    with pytest.raises(UnsupportedError, match="on several disks"):
         resolved(Config(), machine.root)
 
 
-def test_an_md_array_and_a_memory_disk_are_refused(machine: Machine) -> None:
-    machine.virtual("md0", "9:0", {"md/level": "raid1"})
-    machine.virtual("zram0", "254:0", {})
-    for number, words in (("9:0", "md"), ("254:0", "virtual block device")):
-        machine.mounts(ROOT + f"28 27 {number} / /var rw - ext4 /dev/x rw\n")
-        with pytest.raises(UnsupportedError, match=words):
-            resolved(Config(), machine.root)
+def test_fat_gets_modes_when_it_is_mounted(machine: Machine) -> None:
+    machine.mounts(ROOT)
+    target, _ = resolved(Config(targets=(LocalTarget(fstype="vfat", device="UUID=2222-bbbb"),)), machine.root)
+    assert target.options == "umask=0077"
+
+
+def test_a_virtiofs_share_rests_on_no_block_device(machine: Machine) -> None:
+    target, block = resolved(Config(targets=(LocalTarget(fstype="virtiofs", device="dumps"),)), machine.root)
+    assert (target.device, target.fstype, block) == ("dumps", "virtiofs", None)
+
+
+def test_what_cannot_be_used_of_several_targets_is_told_and_the_rest_stays(machine: Machine) -> None:
+    machine.mounts(ROOT)
+    missing, there = (LocalTarget(fstype="ext4", device=f"UUID={uuid}") for uuid in ("3333-cccc", "2222-bbbb"))
+    found = resolve_all(Config(targets=(missing, there)), machine.root)
+    assert [str(target.destination) for target in found.targets] == ["/var/crash on UUID=2222-bbbb (ext4)"]
+    assert ["3333-cccc" in error.sentence for error in found.troubles] == [True]
+    with pytest.raises(TargetError, match="3333-cccc"):
+        resolve_all(Config(targets=(missing, missing)), machine.root)
 
 
 def test_a_root_mounted_by_the_kernel_itself_gets_its_real_name(machine: Machine) -> None:

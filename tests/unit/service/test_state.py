@@ -117,6 +117,11 @@ def facts(**changes: object) -> Facts:
             ["kernel-not-found", "image-missing"],
         ),
         ({"target_trouble": Trouble(sentence="Gone"), **OFF}, "unloaded", ["target-unusable"]),
+        (
+            {"target_trouble": Trouble(sentence="LUKS", code=Code.TARGET_LOCKED), **OFF},
+            "unloaded",
+            ["target-locked-in-capture"],
+        ),
     ],
 )
 def test_judgements(changes: dict[str, object], rung: str, codes: list[str]) -> None:
@@ -176,6 +181,11 @@ def test_a_person_may_replace_and_repeat() -> None:
         ),
         ({"next_boot": NextBoot(files=("/g",), crashkernels=("1G",))}, "next-boot-differs", "crashkernel=1G (/g)"),
         ({"cma_missing": True}, "cma-ignored", "no ,cma area"),
+        (
+            {"target_troubles": (Trouble(sentence="No UUID=3", hint="blkid"),)},
+            "target-degraded",
+            "One of the targets in kdump.conf cannot be used, the others can: No UUID=3",
+        ),
         ({"free_bytes": MIB, "dump_bytes": 3 * MIB - 1}, "target-space-low", "1 MiB are free where dumps go"),
         ({"image_appraised": True}, "image-appraised", "IMA"),
         ({"triggers": Triggers(panics=(("oops", False),))}, "oops-not-captured", "panic_on_oops is 0"),
