@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from kdumpd.errors import NoSpaceError, TargetError, os_reason
+from kdumpd.targets.beneath import open_folder
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -151,21 +152,24 @@ class CrashDirectory:
 
         Another crash of the same name gets a number behind it. Raises TargetError.
         """
-        fd = _open_directory(root, None)
-        shown = root
+        top = _open_root(root)
         try:
-            for part in (part for part in directory.split("/") if part):
-                shown = shown / part
-                _make_directory(part, fd, shown, may_exist=True)
-                below = _open_directory(Path(part), fd, shown)
-                os.close(fd)
-                fd = below
+            fd = _open_or_make(top, directory, root)
+        finally:
+            os.close(top)
+        shown = root.joinpath(*_parts(directory))
+        try:
             for number in range(1, _MAX_SAME_NAME):
                 candidate = name if number == 1 else f"{name}-{number}"
-                if _make_directory(candidate, fd, shown / candidate, may_exist=False):
-                    inner = _open_directory(Path(candidate), fd, shown / candidate)
+                if _make_directory(candidate, fd, shown / candidate):
+                    inner = _open_folder(fd, candidate, shown / candidate)
                     created = cls(inner, shown / candidate, fd, f"{directory.rstrip('/')}/{candidate}")
-                    created.sync()
+                    try:
+                        _require_ours(inner, shown / candidate)
+                        created.sync()
+                    except BaseException:
+                        os.close(inner)
+                        raise
                     return created
             raise TargetError(f"{shown} already holds {_MAX_SAME_NAME} crashes named {name}")
         except BaseException:
@@ -185,9 +189,16 @@ class CrashDirectory:
         """A new file, 0600. Raises TargetError when the name is taken."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return OutputFile(os.open(name, flags, FILE_MODE, dir_fd=self._fd), name)
+            fd = os.open(name, flags, FILE_MODE, dir_fd=self._fd)
         except OSError as error:
             raise _error(error, f"{self.path / name} cannot be made") from error
+        # A server may call root somebody else, but then for folder and file alike. Otherwise somebody put a folder of
+        # his own in the place of the one that was made, and could take the file away.
+        if os.fstat(fd).st_uid != os.fstat(self._fd).st_uid:
+            os.close(fd)
+            self.remove(name)
+            raise TargetError(f"{self.path} was exchanged for a folder of somebody else; nothing was written")
+        return OutputFile(fd, name)
 
     def local_path(self, name: str) -> Path:
         """As Store.local_path: always here."""
@@ -199,12 +210,19 @@ class CrashDirectory:
             os.unlink(name, dir_fd=self._fd)
 
     def rename(self, old: str, new: str) -> None:
-        """Gives a file its final name and makes that durable."""
+        """Gives a file its final name and makes that durable. Raises TargetError, also when the folder itself has no
+        longer the name that it was made with."""
         try:
             os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except OSError as error:
             raise _error(error, f"{self.path / old} cannot be renamed to {new}") from error
         self.sync()
+        try:
+            there = os.stat(self.path.name, dir_fd=self._parent_fd, follow_symlinks=False)
+        except OSError as error:
+            raise _error(error, f"{self.path}, in which the dump is, cannot be seen any more") from error
+        if not os.path.samestat(there, os.fstat(self._fd)):
+            raise TargetError(f"{self.path} is no longer the folder in which the dump is: somebody moved it away")
 
     def sync(self) -> None:
         """Makes the names in this directory, and its own name, durable."""
@@ -215,24 +233,60 @@ class CrashDirectory:
             raise _error(error, f"{self.path} did not reach stable storage") from error
 
 
-def _open_directory(path: Path, dir_fd: int | None, shown: Path | None = None) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
+def _parts(directory: str) -> list[str]:
+    return [part for part in directory.split("/") if part not in ("", ".")]
+
+
+def _open_root(path: Path) -> int:
     try:
-        return os.open(path, flags, dir_fd=dir_fd)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        where = shown or path
-        if error.errno in (errno.ELOOP, errno.ENOTDIR) and dir_fd is not None:
-            raise TargetError(f"{where} is not a directory; a link is not followed") from error
-        raise _error(error, f"{where} cannot be opened") from error
+        raise _error(error, f"{path} cannot be opened") from error
 
 
-def _make_directory(name: str, dir_fd: int, shown: Path, *, may_exist: bool) -> bool:
+def _open_or_make(top: int, directory: str, root: Path) -> int:
+    """The folder `directory` below `top`, made as far as it is missing."""
+    parts = _parts(directory)
+    fd = _open_folder(top, "", root)
+    shown = root
+    try:
+        for number, part in enumerate(parts):
+            shown = shown / part
+            if part == "..":
+                raise TargetError(f"{shown} leads out of the target")
+            _make_directory(part, fd, shown)
+            # From the top each time: what is above may have been exchanged meanwhile.
+            below = _open_folder(top, "/".join(parts[: number + 1]), shown)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_folder(folder: int, path: str, shown: Path) -> int:
+    try:
+        return open_folder(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
+            raise TargetError(f"{shown} is not a directory; a link is not followed") from error
+        raise _error(error, f"{shown} cannot be opened") from error
+
+
+def _make_directory(name: str, dir_fd: int, shown: Path) -> bool:
+    """Whether it was made; False when something has that name."""
     try:
         os.mkdir(name, DIRECTORY_MODE, dir_fd=dir_fd)
     except FileExistsError:
-        if may_exist and not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-            raise TargetError(f"{shown} is in the way: it is not a directory") from None
         return False
     except OSError as error:
         raise _error(error, f"{shown} cannot be made") from error
     return True
+
+
+def _require_ours(fd: int, shown: Path) -> None:
+    """That a folder which was made a moment ago is still the one that was opened."""
+    found = os.fstat(fd)
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or os.listdir(fd):
+        raise TargetError(f"{shown} was exchanged for another folder; nothing was written")
