@@ -240,7 +240,7 @@ class Source:
         rules = rules_of(info)
         self.notes.extend(rules.missing)
         memory_map = MemoryMap(self.core, info, tables)
-        self.needed = needed = must_keep(self.core, self.info, tables, self.notes)
+        self.needed = needed = must_keep(self.core, self.info, tables, self.facts(), self.notes)
         watched = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
         off: set[PageClass] = set()
         while True:

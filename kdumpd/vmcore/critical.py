@@ -111,9 +111,10 @@ def _structures(kernel: Kernel) -> Iterator[Step]:
 
 
 def must_keep(
-    core: CrashedMemory, info: Vmcoreinfo, tables: PageTables, notes: list[str]
+    core: CrashedMemory, info: Vmcoreinfo, tables: PageTables, facts: KernelFacts | None, notes: list[str]
 ) -> Mapping[str, NDArray[np.int64]]:
-    """Pages that no rule may leave out, by what they are: without them nothing opens the dump, at any level."""
+    """Pages that no rule may leave out, by what they are: without them nothing opens the dump, at any level, or what
+    it is for cannot be told: the stacks of the tasks that the cpus were in, where `facts` lead to them."""
     found: dict[str, NDArray[np.int64]] = {}
     try:
         trace = Trace(core, info)
@@ -127,10 +128,17 @@ def must_keep(
         ("kernel name", lambda: keep_names(trace, info)),
         ("memory map", lambda: keep_memory_map(trace, core, info)),
     )
+    if facts is not None:
+        steps += (("running tasks", lambda: _keep_running(Kernel(trace, tables, info, facts))),)
     for name, step in steps:
         _try(name, step, notes)
         found[name] = trace.taken()
     return found
+
+
+def _keep_running(kernel: Kernel) -> None:
+    tasks = Tasks(kernel, Cpus(kernel))
+    tasks.keep_sound(tasks.running)
 
 
 def _try(name: str, step: Callable[[], None], notes: list[str]) -> None:

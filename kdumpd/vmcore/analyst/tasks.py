@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.cpus import Cpus
 from kdumpd.vmcore.analyst.kernel import Kernel
+from kdumpd.vmcore.memory import PAGE_SIZE
 
 _MAX_TASKS = 1 << 16
 _MAX_TASK_SIZE = 1 << 15
@@ -20,6 +21,7 @@ _MAX_COUNTERS = 8
 # Where a task that is not running left its stack pointer: x86_64, arm64.
 _SAVED_SP = ("task_struct.thread.sp", "task_struct.thread.cpu_context.sp")
 _POINTER = struct.Struct("<Q")
+_STACK_END_MAGIC = 0x57AC6E9D  # linux/magic.h: the lowest word of each stack
 
 
 class Tasks:
@@ -111,6 +113,22 @@ class Tasks:
             if stack:
                 parts.append((sp & ~7 if stack < sp < stack + size else stack, stack + size))
         return parts
+
+    def keep_sound(self, tasks: Iterable[int]) -> None:
+        """Structs and stacks of those of `tasks` that are tasks beyond doubt; nothing of the others is remembered."""
+        stack_at = self._kernel.offset("task_struct.stack")
+        sound = [task for task in tasks if self._is_sound(task, stack_at)]
+        self._kernel.trace.taken()
+        self.keep_structs(sound)
+        self.keep_stacks(sound)
+
+    def _is_sound(self, task: int, stack_at: int) -> bool:
+        try:
+            (stack,) = _POINTER.unpack(self._kernel.peek(task + stack_at, 8))
+            (magic,) = _POINTER.unpack(self._kernel.peek(stack, 8))
+        except VmcoreError:
+            return False
+        return bool(stack % PAGE_SIZE == 0 and magic == _STACK_END_MAGIC)
 
     def _of(self, task: int, path: str) -> int:
         try:

@@ -21,7 +21,7 @@ def walked(kernel: FakeKernel, folder: Path) -> tuple[dict[str, set[int]], dict[
         info = parse_vmcoreinfo(kernel.vmcoreinfo())
         tables = page_tables(core, info)
         stages = {stage.name: set(stage.pfns.tolist()) for stage in critical_stages(core, info, tables, None, notes)}
-        musts = {name: set(pfns.tolist()) for name, pfns in must_keep(core, info, tables, []).items()}
+        musts = {name: set(pfns.tolist()) for name, pfns in must_keep(core, info, tables, None, []).items()}
     return stages, musts, notes
 
 

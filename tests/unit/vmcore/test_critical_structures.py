@@ -14,7 +14,7 @@ from fake_kernel import DIRECT, NEW, PAGE, FakeKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdumpd.vmcore.critical import critical_stages
+from kdumpd.vmcore.critical import critical_stages, must_keep
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_facts import KernelFacts
 from kdumpd.vmcore.machines import page_tables
@@ -121,6 +121,28 @@ def test_every_task_is_found_with_its_stack(tmp_path: Path) -> None:
     assert frames(TASK + 0x4000, 6000) <= found["running tasks"]
     assert not frames(TASK + 0x8000, 6000) & found["running tasks"]
     assert list(found).index("kernel log") < list(found).index("running tasks") < list(found).index("tasks")
+
+
+def test_the_stacks_that_cpus_were_on_must_be_kept(tmp_path: Path) -> None:
+    kernel, facts = dead()
+    running, stack = TASK + 0x4000, STACK + 0x4000
+
+    def musts(name: str) -> set[int]:
+        notes: list[str] = []
+        with ElfCore(kernel.write(tmp_path / name)) as core:
+            info = parse_vmcoreinfo(kernel.vmcoreinfo())
+            found = must_keep(core, info, page_tables(core, info), facts, notes)
+        assert not [note for note in notes if "running tasks" in note], notes
+        return set(found["running tasks"].tolist())
+
+    # Whatever lies where a task is said to be: without the mark at a stack's end it must not switch rules off.
+    assert musts("core") == set()
+    kernel._u64(stack, 0x57AC6E9D)
+    found = musts("marked")
+    assert found >= frames(running, 6000) | frames(stack, 0x4000)
+    assert not found & (frames(TASK + 0x8000, 6000) | frames(STACK + 0x8000, 0x4000) | frames(RQ, 64))
+    kernel._u64(running + 40, DIRECT + stack + 8)  # a stack begins at a page
+    assert musts("askew") == set()
 
 
 def test_files_and_modules_are_found(tmp_path: Path) -> None:
