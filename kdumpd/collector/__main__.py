@@ -58,7 +58,9 @@ def _command(words: list[str]) -> int:
         console.failure(KdumpError("interrupted"), {})
         return _INTERRUPTED
     except KdumpError as error:
-        console.failure(error, {})
+        from kdumpd.collector.verbs.output import IncompleteError
+
+        console.failure(error, {"result": "incomplete"} if isinstance(error, IncompleteError) else {})
         return error.exit_code
     except MemoryError:
         console.failure(KdumpError("out of memory"), {})

@@ -110,7 +110,8 @@ def write_plan(
         _copy(source, plan, writer, outcome, options, progress, part)
         progress.phase("making it durable")
         with outcome.timed("finish"):
-            outcome.regions = writer.finish(complete=plan.shortage is None)
+            # What is made of an incomplete dump is no more complete than that.
+            outcome.regions = writer.finish(complete=plan.shortage is None and not source.core.incomplete)
     except BaseException:
         # Whatever stopped the copy: the descriptors of what was written make it readable.
         with contextlib.suppress(KdumpError):

@@ -74,7 +74,8 @@ class DumpedMemory(CrashedMemory):
                 f"{name} is a part of a split dump, with the pages from {header.start_pfn:#x} to {header.end_pfn:#x}; "
                 "kdumpd-collect --reassemble makes one dump of all parts"
             )
-        if header.status & Status.INCOMPLETE or not self._file.complete:
+        self.incomplete = bool(header.status & Status.INCOMPLETE) or not self._file.complete
+        if self.incomplete:
             doubts.append(f"{name} is incomplete; pages that were lost are left out")
         self.extents = self._extents(doubts)
         self.doubts = tuple(doubts)

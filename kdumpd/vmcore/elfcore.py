@@ -57,8 +57,9 @@ class ElfCore(CrashedMemory):
         self.machine, self.segments, self.notes_block = headers.machine, headers.segments, headers.notes_block
         limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
         incomplete: tuple[str, ...] = ()
+        self.incomplete = bool(headers.flags & INCOMPLETE)
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
-        if headers.flags & INCOMPLETE:
+        if self.incomplete:
             incomplete = (f"{path} is incomplete; pages that were lost are zero in it, or left out",)
         unbelieved = (
             f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"

@@ -62,7 +62,8 @@ class CrashedMemory(abc.ABC):
     Whoever derives from it sets the attributes before anything else is called. `machine` is the name that uname(2)
     has for the architecture, `extents` do not overlap and ascend, `holes` are ranges [start, end) of page frames that
     the machine had and that were left out when the file was written, `phys_base` is what the file itself says of it,
-    `doubts` are sentences on what the file says and was not believed.
+    `incomplete` whether it says that pages are missing which it should have, `doubts` are sentences on what the file
+    says and was not believed.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class CrashedMemory(abc.ABC):
     extents: tuple[Extent, ...]
     holes: tuple[tuple[int, int], ...] = ()
     phys_base: int = 0
+    incomplete: bool = False
     doubts: tuple[str, ...]
 
     def __enter__(self) -> Self:

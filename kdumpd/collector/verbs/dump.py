@@ -16,7 +16,7 @@ from kdumpd.collector.progress import Progress, peak_rss, size_text
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs import stats
 from kdumpd.collector.verbs.console import Console
-from kdumpd.collector.verbs.output import Output
+from kdumpd.collector.verbs.output import IncompleteError, Output
 from kdumpd.config.core_collector import CollectorOptions, Messages
 from kdumpd.dumpfile.flattened import FlattenedSink
 from kdumpd.dumpfile.sink import Sink
@@ -48,6 +48,7 @@ def dump(options: CollectorOptions, console: Console) -> int:
                 progress = _write(source, stream or output.file, outcome, options, console)
             except NoSpaceError as error:
                 raise _no_space(error, output.partial, outcome, options) from error
+            output.only_if_complete(*incomplete(source))
             find_key = None if stream is None else stream.find_key
             check_dump(output.partial, source, outcome, DumpOptions.of(options.dump), progress, find_key)
         output.commit()
@@ -80,7 +81,9 @@ def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptio
     try:
         write_dump(source, sink, outcome, DumpOptions.of(options.dump), progress)
         if isinstance(sink, FlattenedSink):
-            sink.end()
+            # Without its end a stream says of itself that it is incomplete.
+            end = sink.leave if source.core.incomplete else sink.end
+            end()
         return progress
     except BaseException:
         if isinstance(sink, FlattenedSink):
@@ -88,6 +91,11 @@ def _write(source: Source, sink: Sink, outcome: Outcome, options: CollectorOptio
         raise
     finally:
         console.notes((*source.notes, *(step.reason for step in source.steps), *outcome.notes))
+
+
+def incomplete(source: Source) -> list[str]:
+    """The name of what was read, if it is not whole."""
+    return [str(source.core.path)] if source.core.incomplete else []
 
 
 def _no_space(error: NoSpaceError, partial: Path, outcome: Outcome, options: CollectorOptions) -> NoSpaceError:
@@ -111,6 +119,8 @@ def _to_stdout(options: CollectorOptions, console: Console) -> int:
         sys.stdout.flush()
         sink = _stream(OutputStream(_STDOUT_FD, "standard output"), options)
         _write(source, sink, outcome, options, console)
+        if source.core.incomplete:
+            raise IncompleteError(f"{vmcore} says of itself that it is incomplete, and so does what was made of it")
         _tell(source, "standard output", outcome, options, console, time.monotonic() - began)
     return 0
 

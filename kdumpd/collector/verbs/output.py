@@ -9,10 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kdumpd.errors import TargetError, UsageError, os_reason
+from kdumpd.errors import DumpFormatError, TargetError, UsageError, os_reason
 from kdumpd.targets.files import OutputFile
 
 SUFFIX = ".incomplete"
+
+
+class IncompleteError(DumpFormatError):
+    """What was read was not whole, and so what was written is marked as incomplete and has not got its name."""
 
 
 def check_name(out: Path, *, force: bool, sources: tuple[Path, ...] = ()) -> None:
@@ -73,6 +77,12 @@ class Output:
         """Nothing of use was written."""
         with contextlib.suppress(OSError):
             self.partial.unlink()
+
+    def only_if_complete(self, *incomplete: str) -> None:
+        """Raises IncompleteError when any are named that were read and were `incomplete`."""
+        if incomplete:
+            names = " and ".join(incomplete)
+            raise IncompleteError(f"{names} said of itself that it is incomplete; {self.partial} holds what there is")
 
     def commit(self) -> None:
         """Gives the file its name and makes that durable. Raises TargetError; the file then keeps its other name."""

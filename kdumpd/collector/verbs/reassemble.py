@@ -13,7 +13,7 @@ from kdumpd.config.core_collector import CollectorOptions
 from kdumpd.dumpfile.check import verify_dump
 from kdumpd.dumpfile.reader import DiskdumpReader
 from kdumpd.dumpfile.reassemble import check_parts, join
-from kdumpd.errors import DumpFormatError, UsageError
+from kdumpd.errors import UsageError
 
 
 def reassemble(options: CollectorOptions, console: Console) -> int:
@@ -26,11 +26,7 @@ def reassemble(options: CollectorOptions, console: Console) -> int:
         readers = [stack.enter_context(DiskdumpReader(name)) for name in names]
         ordered = check_parts(readers)
         output = stack.enter_context(Output(last, force=options.force, sources=tuple(names)))
-        incomplete = join(ordered, output.file)
-        if incomplete:
-            raise DumpFormatError(
-                f"{' and '.join(incomplete)} said of itself that it is incomplete; {output.partial} holds what there is"
-            )
+        output.only_if_complete(*join(ordered, output.file))
         if options.dump.verify:
             verify_dump(output.partial)
         output.file.close()

@@ -19,7 +19,7 @@ from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import size_text
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs.console import Console
-from kdumpd.collector.verbs.dump import facts, open_source
+from kdumpd.collector.verbs.dump import facts, incomplete, open_source
 from kdumpd.collector.verbs.output import Output
 from kdumpd.config.core_collector import CollectorOptions
 from kdumpd.dumpfile.ranks import Bytes, Ranks
@@ -66,6 +66,7 @@ def _write(source: Source, outputs: list[Output], options: CollectorOptions, con
             # Pages that were written are cleared in the bitmap.
             plan = Plan(level=level, found=found, kept=found.kept.copy(), shortage=None)
             write_plan(source, plan, output.file, outcome, wanted, progress, part)
+            output.only_if_complete(*incomplete(source))
             check_dump(output.partial, source, outcome, wanted, progress)
             outcomes.append(outcome)
     finally:

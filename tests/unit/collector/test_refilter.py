@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from pathlib import Path
 
@@ -99,7 +100,9 @@ def test_filtering_again_leaves_out_more_and_brings_nothing_back(core: Path, tmp
         assert dump.present_count == PAGES
 
 
-def test_pages_that_an_incomplete_dump_lost_are_left_out_not_made_up(core: Path, tmp_path: Path) -> None:
+def test_pages_that_an_incomplete_dump_lost_are_left_out_not_made_up(
+    core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Small(OutputFile):
         """A file on a disk that fills."""
 
@@ -121,8 +124,32 @@ def test_pages_that_an_incomplete_dump_lost_are_left_out_not_made_up(core: Path,
     assert 100 < len(there) < PAGES
     with Source.open(tmp_path / "cut") as source:
         assert any("is incomplete" in note for note in source.notes)
-    run("-d", "0", "-z", tmp_path / "cut", tmp_path / "again")
-    assert set(pages(tmp_path / "again")) == there
+
+    # What is made of it is no more complete than that, in whatever format, however often.
+    def refused(*words: str | Path) -> str:
+        assert main([*map(str, words), "--json", "--message-level", "4"]) == 1
+        said = json.loads(capsys.readouterr().out)
+        assert said["result"] == "incomplete"
+        return str(said["reason"])
+
+    reason = refused("-d", "0", "-z", tmp_path / "cut", tmp_path / "again")
+    made = tmp_path / "again.incomplete"
+    assert reason == f"{tmp_path / 'cut'} said of itself that it is incomplete; {made} holds what there is"
+    assert not (tmp_path / "again").exists()
+    assert set(pages(made)) == there
+    with DiskdumpReader(made) as dump:
+        assert dump.incomplete
+    refused("-d", "0", "-c", made, tmp_path / "twice")
+    refused("-d", "0", "-E", made, tmp_path / "elf")
+    refused("-d", "0", "-z", tmp_path / "elf.incomplete", tmp_path / "of-elf")
+    refused("-d", "0", "--split", made, tmp_path / "part1", tmp_path / "part2")
+    refused("-d", "0", "-F", made, tmp_path / "stream")
+    refused("-d", "0", tmp_path / "stream.incomplete", tmp_path / "of-stream")
+    names = ("twice", "of-elf", "part1", "stream", "of-stream")
+    for name in names:
+        with DiskdumpReader(tmp_path / f"{name}.incomplete") as dump:
+            assert dump.incomplete, name
+    assert not [name for name in (*names, "elf", "part2") if (tmp_path / name).exists()]
 
 
 def test_a_cut_dump_is_a_sentence_or_what_is_there(core: Path, tmp_path: Path) -> None:
