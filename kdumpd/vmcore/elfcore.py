@@ -57,7 +57,8 @@ class ElfCore(CrashedMemory):
         self.machine, self.segments, self.notes_block = headers.machine, headers.segments, headers.notes_block
         limit = max(_PLAUSIBLE_END, _PLAUSIBLE_RATIO * self.size)
         incomplete: tuple[str, ...] = ()
-        self.incomplete = bool(headers.flags & INCOMPLETE)
+        # No kernel sets any flag here: together with others, the bit is a damaged header and not makedumpfile's word.
+        self.incomplete = headers.flags == INCOMPLETE
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
         if self.incomplete:
             incomplete = (f"{path} is incomplete; pages that were lost are zero in it, or left out",)
