@@ -21,7 +21,17 @@ from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
 from kdumpd.config.capture import CaptureConfig, Destination
-from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, LOG_NAME, MANIFEST_NAME, FileRecord, Manifest, Result
+from kdumpd.dumpfile.manifest import (
+    DUMP_NAME,
+    ENCRYPTED_SUFFIX,
+    INCOMPLETE_NAME,
+    INTERNAL_FAULT,
+    LOG_NAME,
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    Result,
+)
 from kdumpd.errors import KdumpError, os_reason
 from kdumpd.targets.choose import make_target
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC
@@ -80,7 +90,7 @@ def _capture(places: Places, progress: Progress) -> int:
         progress.say(f"{places.vmcore} cannot be used: {error}")
     lines = source.log_lines() if source is not None else []
     panic = panic_line(lines)
-    if panic is not None:
+    if panic is not None and not settings.encrypt_to:
         progress.say(f"the crashed kernel said: {panic}")
 
     crash_time = source.info.crash_time if source is not None else None
@@ -125,7 +135,12 @@ class _Run:
         if self._source is not None:
             self._source.steps.clear()  # they tell of the target before
         try:
-            target = make_target(destination, places.mountpoint, device_deadline_sec=places.device_deadline_sec)
+            target = make_target(
+                destination,
+                places.mountpoint,
+                encrypt_to=self._settings.encrypt_to,
+                device_deadline_sec=places.device_deadline_sec,
+            )
             with target.open_crash(name, progress.alive) as store:
                 manifest = self._save(store)
                 where = store.where
@@ -136,7 +151,8 @@ class _Run:
             progress.say(f"{step.step}: {step.reason}")
         if manifest.result is Result.COMPLETE and manifest.dump is not None:
             took = (manifest.finished_usec - manifest.started_usec) / 1e6
-            progress.say(f"SAVED {where}/{DUMP_NAME}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
+            name = DUMP_NAME + (ENCRYPTED_SUFFIX if self._settings.encrypt_to else "")
+            progress.say(f"SAVED {where}/{name}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
             return True
         self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
         return False
@@ -195,16 +211,16 @@ class _Run:
         try:
             with store.create_file(INCOMPLETE_NAME) as file:
                 write_dump(source, file, outcome, options, self._progress)
-            path = store.local_path(INCOMPLETE_NAME)
-            if path is not None:
-                check_dump(path, source, outcome, options, self._progress)
+            stored = store.stored(INCOMPLETE_NAME) if options.verify else None
+            if stored is not None:
+                check_dump(stored, source, outcome, options, self._progress)
             store.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)
         except MemoryError:
             return "out of memory in the capture kernel (reserve more with crashkernel=)"
         except Exception as error:  # a fault of ours must still leave the log, the manifest and its own name
-            return f"internal fault: {error!r}"
+            return f"{INTERNAL_FAULT}: {error!r}"
         return None
 
     def _manifest(self, log: FileRecord | None, outcome: Outcome, reason: str | None, dumped: bool) -> Manifest:

@@ -8,7 +8,6 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdumpd.collector.copy import MAX_THREADS, Copied, Copier
 from kdumpd.collector.fit import Plan, fitting_plan
@@ -23,13 +22,11 @@ from kdumpd.dumpfile.codecs import FAST
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.manifest import Region, Step
 from kdumpd.dumpfile.sink import PageWriter, Sink
+from kdumpd.dumpfile.stored import Stored
 from kdumpd.dumpfile.writer import DiskdumpWriter
 from kdumpd.errors import KdumpError, NoSpaceError
 from kdumpd.vmcore.classify import Classification
 from kdumpd.vmcore.memory import PAGE_SIZE, fill_range
-
-if TYPE_CHECKING:
-    from kdumpd.dumpfile.sealed import FileKey
 
 # The phases that `write_dump` and `check_dump` announce.
 PHASES = 5
@@ -140,21 +137,16 @@ def summary(size_bytes: int, pages: Mapping[str, int], seconds: float) -> str:
 
 
 def check_dump(
-    path: Path,
-    source: Source,
-    outcome: Outcome,
-    options: DumpOptions,
-    progress: Progress,
-    find_key: FileKey | None = None,
+    place: Path | Stored, source: Source, outcome: Outcome, options: DumpOptions, progress: Progress
 ) -> None:
     """Opens the dump that was written as a reader would, and compares some pages with those of `source`; nothing if
-    `options` do not want that. `find_key` is for one that is encrypted. Raises DumpFormatError."""
+    `options` do not want that. Raises DumpFormatError."""
     if not options.verify:
         return
     progress.phase("checking what was written")
     with outcome.timed("verify"):
         outcome.pages["verified"] = verify_dump(
-            path, memory=source.core, needed=source.needed, unreadable=outcome.unreadable, find_key=find_key
+            place, memory=source.core, needed=source.needed, unreadable=outcome.unreadable
         )
 
 

@@ -11,6 +11,7 @@ import enum
 import json
 from typing import Any, TypeAlias
 
+from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.model import Action, DumpSettings
 from kdumpd.errors import ConfigError
 
@@ -109,7 +110,7 @@ class CaptureConfig:
     """All that the collector has to know in the capture kernel.
 
     `destinations` are tried in their order until one has the dump. `kernel` is the release of the kernel this image
-    was made for.
+    was made for. `encrypt_to` are public keys of age: with any, nothing is written that is not encrypted to them.
     """
 
     hostname: str
@@ -118,6 +119,7 @@ class CaptureConfig:
     dump: DumpSettings
     final_action: Action
     failure_action: Action
+    encrypt_to: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
@@ -139,6 +141,7 @@ class CaptureConfig:
             fields["dump"] = DumpSettings.from_dict(fields["dump"])
             fields["final_action"] = Action(fields["final_action"])
             fields["failure_action"] = Action(fields["failure_action"])
+            fields["encrypt_to"] = recipient_keys(" ".join(fields["encrypt_to"]))
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(

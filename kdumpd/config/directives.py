@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kdumpd.config import loading
+from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.core_collector import parse_core_collector
 from kdumpd.config.model import Action, OnUnload
 from kdumpd.config.values import absolute_path, choice
@@ -36,9 +37,12 @@ READERS: Mapping[str, Reader] = {
     "core_collector": _core_collector,
     "final_action": _field("final_action", lambda text: choice(Action, text, "an action")),
     "failure_action": _field("failure_action", lambda text: choice(Action, text, "an action")),
+    "encrypt_to": _field("encrypt_to", recipient_keys),
     "on_unload": _field("on_unload", lambda text: choice(OnUnload, text, "a thing to do")),
     **{name: _field(name, read) for name, read in loading.READERS.items()},
 }
+# Each line adds to those before.
+REPEATED = frozenset({"encrypt_to"})
 # Old names of RHEL's.
 ALIASES = {"default": "failure_action"}
 # Directives of RHEL's language that change nothing in how this version captures: a note, not an error.

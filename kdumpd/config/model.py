@@ -105,7 +105,7 @@ class Config:
     """kdump.conf and its drop-ins, merged.
 
     `targets` are tried in their order; without one it is the filesystem that holds `path`. `sshkey` is the file of the
-    private key for ssh targets, None for kdumpd's own.
+    private key for ssh targets, None for kdumpd's own. `encrypt_to` are public keys of age.
 
     The last fields are about loading: `commandline` stands in for the running kernel's, `nr_cpus` is None for the
     service's own choice.
@@ -117,6 +117,7 @@ class Config:
     dump: DumpSettings = DEFAULT_DUMP
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT
+    encrypt_to: tuple[str, ...] = ()
     on_unload: OnUnload = OnUnload.RELOAD
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
     commandline: str | None = None

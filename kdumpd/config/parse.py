@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdumpd.config import target_lines
-from kdumpd.config.directives import ALIASES, OBSOLETE, READERS, UNAVAILABLE, WITHOUT_EFFECT
+from kdumpd.config.directives import ALIASES, OBSOLETE, READERS, REPEATED, UNAVAILABLE, WITHOUT_EFFECT
 from kdumpd.config.model import Config, Problem
 from kdumpd.config.targets import Target
 from kdumpd.config.values import did_you_mean
@@ -59,6 +59,7 @@ class _File:
         self._seen: dict[str, int] = {}
         self._targets: dict[Target, int] = {}
         self._values: dict[str, object] = {}
+        self._repeated: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def read(self, text: str) -> None:
@@ -103,7 +104,9 @@ class _File:
     def _setting(self, name: str, value: str, number: int) -> None:
         key = ALIASES.get(name, name)
         first = self._seen.setdefault(key, number)
-        if first != number:
+        if name in REPEATED:
+            value = f"{self._repeated.get(name, '')} {value}".strip()
+        elif first != number:
             raise ValueError(f"'{name}' was already set in line {first}")
         if name in WITHOUT_EFFECT:
             self._complain(number, f"'{name}' has no effect in this version", fatal=False)
@@ -111,6 +114,8 @@ class _File:
             raise ValueError(f"'{name}' is not available in this version; remove the line")
         else:
             self._values.update(READERS[key](value))
+            if name in REPEATED:
+                self._repeated[name] = value
 
 
 def parse_config(files: Sequence[tuple[str, str]]) -> Config:

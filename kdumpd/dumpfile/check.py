@@ -6,35 +6,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdumpd.dumpfile.reader import SAMPLE, verify
-from kdumpd.dumpfile.stored import PlainFile, open_stored
+from kdumpd.dumpfile.stored import PlainFile, Stored, open_stored
 from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import CrashedMemory
 
-if TYPE_CHECKING:
-    from kdumpd.dumpfile.sealed import FileKey
-
 
 def verify_dump(
-    path: Path,
+    place: Path | Stored,
     *,
     sample: int | None = SAMPLE,
     memory: CrashedMemory | None = None,
     needed: Mapping[str, NDArray[np.int64]] | None = None,
     unreadable: Collection[int] = (),
-    find_key: FileKey | None = None,
 ) -> int:
-    """As reader.verify, for every format. Pages of an ELF core in a stream are not looked at: their number is 0."""
-    with contextlib.closing(open_stored(path, find_key)) as file:
+    """As reader.verify, for every format. Of an ELF core that is no file of this machine, or lies in a stream, no pages
+    are looked at: their number is 0."""
+    with contextlib.closing(open_stored(place) if isinstance(place, Path) else place) as file:
         if file.read_at(0, 4) != b"\x7fELF":
-            return verify(path, sample=sample, memory=memory, needed=needed, unreadable=unreadable, find_key=find_key)
+            return verify(file, sample=sample, memory=memory, needed=needed, unreadable=unreadable)
         from kdumpd.dumpfile.elfcheck import check_headers, check_pages
 
         check_headers(file)
         if memory is None or not isinstance(file, PlainFile):
             return 0
-        return check_pages(path, sample=sample, memory=memory, needed=needed or {}, unreadable=unreadable)
+        return check_pages(Path(file.name), sample=sample, memory=memory, needed=needed or {}, unreadable=unreadable)

@@ -138,6 +138,10 @@ def layout(*, max_mapnr: int, note_size: int) -> tuple[int, int]:
 def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
     """Raises DumpFormatError naming `source` when the headers are not of this format or contradict themselves."""
     if len(main) < HEADER_SIZE or main[:8] != SIGNATURE:
+        from kdumpd.dumpfile.stored import is_encrypted
+
+        if is_encrypted(main):
+            raise DumpFormatError(f"{source} is encrypted", hint=f"kdumpctl decrypt {source} comes first")
         raise DumpFormatError(f"{source} is not a kdump-compressed dump")
     _, version, *rest = _HEADER.unpack_from(main)
     (time_sec, _, status, block_size, sub_blocks, bitmap_blocks, max_mapnr, _, _, _, _, nr_cpus) = rest[6:]

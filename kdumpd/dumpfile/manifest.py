@@ -22,6 +22,7 @@ INCOMPLETE_NAME = "vmcore.incomplete"
 LOG_NAME = "vmcore-dmesg.txt"
 ENCRYPTED_SUFFIX = ".age"
 FORMAT = 1
+INTERNAL_FAULT = "internal fault"
 
 
 class Result(enum.StrEnum):
@@ -103,8 +104,12 @@ class Manifest:
     def without_memory(self) -> Manifest:
         """What may be read by everybody where the dump may not: no words that could have come out of the memory."""
         hidden = f"see {MANIFEST_NAME}{ENCRYPTED_SUFFIX}"
+        reason = self.reason
+        if reason is not None and reason.startswith(INTERNAL_FAULT):
+            reason = f"{INTERNAL_FAULT}, {hidden}"  # a fault shows the value that it stumbled over
         return dataclasses.replace(
             self,
+            reason=reason,
             panic=None,
             steps=tuple(Step(step.step, hidden) for step in self.steps),
             notes=(f"{len(self.notes)} notes are in {MANIFEST_NAME}{ENCRYPTED_SUFFIX}",) if self.notes else (),

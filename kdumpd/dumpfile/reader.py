@@ -11,20 +11,17 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from kdumpd.dumpfile.codecs import Unpacker
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Codec, Header, Status, unpack_headers
 from kdumpd.dumpfile.ranks import Bytes, Ranks
-from kdumpd.dumpfile.stored import open_stored
+from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import DumpFormatError
 from kdumpd.vmcore.arrays import NDArray, count_bits, ints
 from kdumpd.vmcore.memory import CrashedMemory
-
-if TYPE_CHECKING:
-    from kdumpd.dumpfile.sealed import FileKey
 
 _STEP = 1 << 18  # bytes of bitmap or descriptors looked at in one go
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
@@ -37,9 +34,10 @@ Pfns = NDArray[np.int64]
 class DiskdumpReader:
     """An open dump. Raises DumpFormatError when the file is no dump or contradicts itself."""
 
-    def __init__(self, path: Path, find_key: FileKey | None = None) -> None:
-        self.path = path
-        self._file = open_stored(path, find_key)
+    def __init__(self, place: Path | Stored) -> None:
+        """`place` is a path, or a dump that is open already; it is closed with the reader."""
+        self._file = open_stored(place) if isinstance(place, Path) else place
+        self.path = path = self._file.name
         self.size = self._file.size
         try:
             main, sub = self.bytes_at(0, BLOCK_SIZE), self.bytes_at(BLOCK_SIZE, BLOCK_SIZE)
@@ -160,24 +158,23 @@ class DiskdumpReader:
 
 
 def verify(
-    path: Path,
+    place: Path | Stored,
     *,
     sample: int | None = SAMPLE,
     memory: CrashedMemory | None = None,
     needed: Mapping[str, Pfns] | None = None,
     unreadable: Collection[int] = (),
-    find_key: FileKey | None = None,
 ) -> int:
-    """Opens the dump at `path` as a reader would: headers, bitmaps, every descriptor, and some pages unpacked.
+    """Opens the dump at `place` as a reader would: headers, bitmaps, every descriptor, and some pages unpacked.
 
     `sample` pages are taken at random, and the last one, which is the first to be missing from a file that is too
     short; None takes all of them. `needed` pages, by what they are, must be there. What is unpacked is compared with
-    `memory`, but for the pages that were `unreadable` there. `find_key` is for a dump that is encrypted. Returns how
-    many pages were unpacked. Raises DumpFormatError with the first contradiction.
+    `memory`, but for the pages that were `unreadable` there. Returns how many pages were unpacked. Raises
+    DumpFormatError with the first contradiction. What was open already is closed.
     """
-    with DiskdumpReader(path, find_key) as dump:
+    with DiskdumpReader(place) as dump:
         if dump.incomplete:
-            raise DumpFormatError(f"{path} says of itself that it is incomplete")
+            raise DumpFormatError(f"{dump.path} says of itself that it is incomplete")
         _check_bitmaps(dump)
         _check_descriptors(dump)
         _check_notes(dump, memory)
@@ -187,7 +184,7 @@ def verify(
             numbers = sorted({*random.sample(range(total), sample), total - 1})
         for at in range(0, len(numbers), _PAGES_AT_ONCE):
             for number, pfn in dump.pfns_of(numbers[at : at + _PAGES_AT_ONCE]):
-                what = f"{path}: page {number} of {total}, pfn {pfn:#x},"
+                what = f"{dump.path}: page {number} of {total}, pfn {pfn:#x},"
                 page = dump.page_of_descriptor(number, what)
                 if page is None:
                     raise DumpFormatError(f"{what} is missing")
@@ -196,7 +193,7 @@ def verify(
         for pfn in sorted(pfns):
             if (memory is not None and not memory.has(pfn)) or not dump.covers(pfn):
                 continue
-            what = f"{path}: {pfns[pfn]}, pfn {pfn:#x},"
+            what = f"{dump.path}: {pfns[pfn]}, pfn {pfn:#x},"
             page = dump.page(pfn)
             if page is None:
                 raise DumpFormatError(f"{what} is missing")

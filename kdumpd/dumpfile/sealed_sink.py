@@ -24,14 +24,19 @@ class SealedSink(FlattenedSink):
     ) -> None:
         """Sends both headers. `free_bytes` is how much more the stream can take. Raises UnsupportedError where the
         library for it is missing."""
-        self._sealed = SealedStream(stream, [recipient_key(recipient) for recipient in recipients])
+        sealed = SealedStream(stream, [recipient_key(recipient) for recipient in recipients])
+        self._sealed: SealedStream | None = sealed
         self._free_bytes = free_bytes
-        super().__init__(self._sealed)
+        super().__init__(sealed)
 
     @property
-    def find_key(self) -> FileKey:
-        """Opens what was written, to check it. Nobody else but the recipients can."""
-        return known_key(self._sealed.file_key)
+    def find_key(self) -> FileKey | None:
+        """Opens what was written, to check it; until `forget`. Nobody else but the recipients can."""
+        return None if self._sealed is None else known_key(self._sealed.file_key)
+
+    def forget(self) -> None:
+        """The key of the file goes: nothing more is written or read."""
+        self._sealed = None
 
     def free_bytes(self) -> int | None:
         """What fits of a dump into the room that is left; None where that is not known."""
@@ -41,12 +46,14 @@ class SealedSink(FlattenedSink):
     def end(self) -> None:
         """The dump is complete: the record that says so, and the last chunk."""
         super().end()
-        self._sealed.end()
+        if self._sealed is not None:
+            self._sealed.end()
 
     def leave(self) -> None:
         """The dump stays incomplete; what waits for its chunk to become full is still sent, if that can be."""
         with contextlib.suppress(KdumpError):
-            self._sealed.end()
+            if self._sealed is not None:
+                self._sealed.end()
 
 
 def seal_data(sink: Sink, recipients: Sequence[str], data: bytes) -> FileStream:

@@ -60,23 +60,25 @@ class PlainFile:
 
 
 def open_stored(path: Path, find_key: FileKey | None = None) -> Stored:
-    """The dump at `path`; one that is encrypted with the key that `find_key` finds.
+    """The dump at `path`; one that is encrypted with the key that `find_key` finds, else as it is.
 
-    Raises DumpFormatError when `path` cannot be opened, begins as a flattened dump and is none, or is encrypted and
-    there is no way to a key.
+    Raises DumpFormatError when `path` cannot be opened, or begins as a flattened dump and is none.
     """
-    file: Stored = open_plain(path)
+    file = open_plain(path)
     try:
-        if is_encrypted(file.read_at(0, HEADER_SIZE)):
-            if find_key is None:
-                raise DumpFormatError(f"{path} is encrypted", hint="kdumpctl decrypt comes first")
-            from kdumpd.dumpfile.sealed import SealedFile
-
-            file = SealedFile(file, find_key)
-        return FlattenedFile(file) if is_flattened(file.read_at(0, HEADER_SIZE)) else file
+        return decoded(file, find_key)
     except BaseException:
         file.close()
         raise
+
+
+def decoded(file: Stored, find_key: FileKey | None = None) -> Stored:
+    """The dump in `file`, which is closed with it. Raises DumpFormatError, and what `find_key` raises."""
+    if find_key is not None and is_encrypted(file.read_at(0, HEADER_SIZE)):
+        from kdumpd.dumpfile.sealed import SealedFile
+
+        file = SealedFile(file, find_key)
+    return FlattenedFile(file) if is_flattened(file.read_at(0, HEADER_SIZE)) else file
 
 
 def is_encrypted(start: bytes) -> bool:

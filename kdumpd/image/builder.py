@@ -97,7 +97,8 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
     elfs = contents.add_busybox(tree, _applets(busybox), busybox)
     elfs += storage.add_tools(tree, request.targets)
-    closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules)
+    requested = ("cryptography",) if request.capture.encrypt_to else ()
+    closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, requested)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)
     contents.add_libraries(tree, elfs, closure.mapped)
     return tree

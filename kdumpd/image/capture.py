@@ -25,6 +25,7 @@ def capture_config(config: Config, resolved: Sequence[ResolvedTarget], hostname:
         dump=config.dump,
         final_action=config.final_action,
         failure_action=config.failure_action,
+        encrypt_to=config.encrypt_to,
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdumpd.config.capture import Destination, LocalDestination
@@ -12,9 +13,23 @@ from kdumpd.targets.target import Target
 
 
 def make_target(
-    destination: Destination, mountpoint: Path, *, device_deadline_sec: float = DEVICE_DEADLINE_SEC
+    destination: Destination,
+    mountpoint: Path,
+    *,
+    encrypt_to: Sequence[str],
+    device_deadline_sec: float = DEVICE_DEADLINE_SEC,
 ) -> Target:
-    """The target of `destination`; filesystems are mounted on `mountpoint`. Raises UnsupportedError."""
+    """The target of `destination`; filesystems are mounted on `mountpoint`. Whatever is written is encrypted to the
+    public keys `encrypt_to`, if there are any: whoever asks for a target has to say so. Raises UnsupportedError."""
+    target = _plain(destination, mountpoint, device_deadline_sec)
+    if encrypt_to:
+        from kdumpd.targets.sealed import SealedTarget
+
+        return SealedTarget(target, encrypt_to)
+    return target
+
+
+def _plain(destination: Destination, mountpoint: Path, device_deadline_sec: float) -> Target:
     if isinstance(destination, LocalDestination):
         return LocalDisk(destination, mountpoint, device_deadline_sec)
     raise UnsupportedError(f"dumps cannot be sent to {destination}", hint="use a filesystem on a disk")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import NoSpaceError, TargetError, os_reason
 from kdumpd.targets.beneath import open_folder
 
@@ -145,6 +146,7 @@ class CrashDirectory:
         self._parent_fd = parent_fd
         self.path = path
         self.where = where
+        self.notes: list[str] = []
 
     @classmethod
     def create(cls, root: Path, directory: str, name: str) -> CrashDirectory:
@@ -200,9 +202,12 @@ class CrashDirectory:
             raise TargetError(f"{self.path} was exchanged for a folder of somebody else; nothing was written")
         return OutputFile(fd, name)
 
-    def local_path(self, name: str) -> Path:
-        """As Store.local_path: always here."""
-        return self.path / name
+    def stored(self, name: str) -> Stored:
+        """As Store.stored."""
+        return open_stored(self.path / name)
+
+    def digest(self, name: str, offset: int, size: int) -> None:
+        """The kernel that wrote it is the only one who could tell."""
 
     def remove(self, name: str) -> None:
         """Takes a file away, which gives its room back; nothing when that fails."""

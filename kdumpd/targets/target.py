@@ -11,10 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 from kdumpd.dumpfile.sink import Sink
+from kdumpd.dumpfile.stored import Stored
 
 
 class StoredFile(Sink, AbstractContextManager["StoredFile"], Protocol):
@@ -25,7 +25,12 @@ class StoredFile(Sink, AbstractContextManager["StoredFile"], Protocol):
 
 
 class Store(Protocol):
-    """The files of one crash. Every method raises TargetError, or NoSpaceError where the target is full."""
+    """The files of one crash. Every method raises TargetError, or NoSpaceError where the target is full.
+
+    `notes` are sentences for the manifest, on what this place cannot do.
+    """
+
+    notes: list[str]
 
     @property
     def where(self) -> str:
@@ -43,8 +48,12 @@ class Store(Protocol):
     def sync(self) -> None:
         """Makes the names of the files durable."""
 
-    def local_path(self, name: str) -> Path | None:
-        """Where the file can be opened on this machine; None where only the target can read it."""
+    def stored(self, name: str) -> Stored | None:
+        """The file, to be read; None where there is no way back. Raises DumpFormatError."""
+
+    def digest(self, name: str, offset: int, size: int) -> str | None:
+        """The sha256 of a part of the file, as it is at the other end of a connection; None where nobody but this
+        machine could tell."""
 
 
 class Target(ABC):

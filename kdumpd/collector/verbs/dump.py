@@ -20,6 +20,7 @@ from kdumpd.collector.verbs.output import IncompleteError, Output
 from kdumpd.config.core_collector import CollectorOptions, Messages
 from kdumpd.dumpfile.flattened import FlattenedSink
 from kdumpd.dumpfile.sink import Sink
+from kdumpd.dumpfile.stored import open_stored
 from kdumpd.errors import NoSpaceError, UsageError
 from kdumpd.targets.stream import OutputStream
 from kdumpd.vmcore.memory import PAGE_SIZE
@@ -49,8 +50,8 @@ def dump(options: CollectorOptions, console: Console) -> int:
             except NoSpaceError as error:
                 raise _no_space(error, output.partial, outcome, options) from error
             output.only_if_complete(*incomplete(source))
-            find_key = None if stream is None else stream.find_key
-            check_dump(output.partial, source, outcome, DumpOptions.of(options.dump), progress, find_key)
+            written = open_stored(output.partial, None if stream is None else stream.find_key)
+            check_dump(written, source, outcome, DumpOptions.of(options.dump), progress)
         output.commit()
         _tell(source, str(out), outcome, options, console, time.monotonic() - began)
     return 0

@@ -17,6 +17,7 @@ from kdumpd.config import (
     parse_config,
     read_config,
 )
+from kdumpd.config.age_keys import identity_text, recipient_text
 from kdumpd.config.capture import (
     CaptureConfig,
     LocalDestination,
@@ -173,3 +174,33 @@ def test_the_capture_kernels_settings_travel() -> None:
     ):
         with pytest.raises(ConfigError, match=r"^/s: not a capture configuration"):
             CaptureConfig.from_json(bad, "/s")
+
+
+KEYS = [recipient_text(bytes([9, *range(30), number])) for number in range(3)]
+
+
+def test_keys_to_encrypt_to_add_up_in_a_file() -> None:
+    assert parse_config([]).encrypt_to == ()
+    text = f"encrypt_to {KEYS[0]}\npath /x\nencrypt_to {KEYS[1]} {KEYS[0]}\n"
+    config = parse_config([("kdump.conf", text)])
+    assert (config.encrypt_to, config.problems) == ((KEYS[0], KEYS[1]), ())
+    # A later file says whom alone.
+    config = parse_config([("kdump.conf", text), ("drop", f"encrypt_to {KEYS[2]}\n")])
+    assert config.encrypt_to == (KEYS[2],)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("", "'encrypt_to' has no value"),
+        (KEYS[0][:-1] + ("q" if KEYS[0][-1] != "q" else "p"), "its checksum is wrong"),
+        (identity_text(bytes(range(32))), "this is a private key, which must not be here"),
+        ("/root/key.txt", "is no public key of age, which begins with age1; age-keygen makes a pair"),
+    ],
+)
+def test_a_key_that_is_none_keeps_the_file_from_being_used(value: str, sentence: str) -> None:
+    config = parse_config([("kdump.conf", f"path /x\nencrypt_to {KEYS[0]}\nencrypt_to {value}\n")])
+    (problem,) = config.problems
+    assert (problem.line, problem.fatal) == (3, True)
+    assert sentence in problem.message
+    assert "AGE-SECRET-KEY-1" not in problem.message.upper()
