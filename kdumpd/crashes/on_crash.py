@@ -8,7 +8,6 @@ from running.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -35,6 +34,8 @@ _LEFTOVER = re.compile(r".*(~|\.bak|\.swp|\.dpkg-.*|\.rpm(save|new|orig)|\.ucf-.
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when all programs ended well, or there is none."""
+    import argparse  # the service takes a function from this module, and needs no parser
+
     parser = argparse.ArgumentParser(prog="kdumpd.crashes.on_crash")
     parser.add_argument("--root", type=Path, default=Path("/"))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the time that each program has")

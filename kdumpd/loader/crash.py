@@ -8,7 +8,6 @@ log, so that the dump of this very crash is known when it has arrived.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -69,6 +68,8 @@ def _check(root: Path, state_dir: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Ends only where the machine is still alive, with 1."""
+    import argparse  # the service takes names from this module, and needs no parser
+
     parser = argparse.ArgumentParser(prog="python3 -m kdumpd.loader.crash", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="FOLDER", help="the machine lies below it")
     parser.add_argument("--state-dir", type=Path, metavar="FOLDER", help="where the tag is")

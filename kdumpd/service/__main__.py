@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,20 @@ from typing import TYPE_CHECKING
 import kdumpd
 from kdumpd.errors import KdumpError
 from kdumpd.service import lean
+from kdumpd.service.options import Options
 
 if TYPE_CHECKING:
     from kdumpd.host.kexec import KexecLoader
     from kdumpd.service.actions import Builder
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> Options:
     """The options of kdumpd(8)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        return Options()
+    import argparse  # as systemd starts the daemon, it never needs it
+
     parser = argparse.ArgumentParser(prog="kdumpd", description="Keeps this machine ready to save a crash dump.")
     parser.add_argument("--version", action="version", version=f"kdumpd {kdumpd.__version__}")
     parser.add_argument("--root", type=Path, default=Path("/"), help="read facts below this folder")
@@ -32,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SECONDS",
         help="time between two readings of what raises no event (default: 30)",
     )
-    return parser.parse_args(arguments)
+    return Options(**vars(parser.parse_args(words)))
 
 
 def main(

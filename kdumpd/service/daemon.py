@@ -6,7 +6,6 @@ The machine is armed without a bus too: the daemon starts, tells the journal, an
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -34,6 +33,7 @@ from kdumpd.service.dbus.manager import Manager
 from kdumpd.service.engine import Engine
 from kdumpd.service.jobs import JobQueue
 from kdumpd.service.journal import Event, Journal
+from kdumpd.service.options import Options
 from kdumpd.service.places import Places
 from kdumpd.service.silent import read_silent
 from kdumpd.service.status import Status
@@ -48,17 +48,15 @@ _AGAIN: bool = GLib.SOURCE_CONTINUE
 class Daemon:
     """One run of the service."""
 
-    def __init__(
-        self, options: argparse.Namespace, *, loader: KexecLoader | None = None, builder: Builder | None = None
-    ) -> None:
+    def __init__(self, options: Options, *, loader: KexecLoader | None = None, builder: Builder | None = None) -> None:
         usual = Places.below(options.root)
         self._places = Places(
             root=options.root,
             state_dir=options.state_dir or usual.state_dir,
             run_dir=options.run_dir or usual.run_dir,
         )
-        self._bus_address: str | None = options.bus_address
-        self._interval = float(options.interval)
+        self._bus_address = options.bus_address
+        self._interval = options.interval
         self._journal = Journal()
         units = options.root == Path("/") and have_units()
         self._builder: Builder = builder or ImageBuilder(self._places, self._report, units=units)
