@@ -45,6 +45,7 @@ def main(
 ) -> int:
     """Runs the daemon until SIGTERM. `loader` and `builder` are others only in tests."""
     options = parse_arguments(arguments)
+    lean.small_pages()
     lean.spare_openssl()
     lean.one_arena()
     try:

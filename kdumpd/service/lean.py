@@ -8,6 +8,7 @@ import importlib.util
 import sys
 
 _M_ARENA_MAX = -8  # malloc.h
+_PR_SET_THP_DISABLE = 41  # linux/prctl.h
 
 
 def spare_openssl() -> None:
@@ -25,6 +26,16 @@ def one_arena() -> None:
     option = getattr(ctypes.CDLL(None), "mallopt", None)
     if option is not None:
         option(_M_ARENA_MAX, 1)
+
+
+def small_pages() -> None:
+    """Keeps the kernel from backing heap and stacks of this process with huge pages, PR_SET_THP_DISABLE in prctl(2).
+
+    Where they are the default (/sys/kernel/mm/transparent_hugepage/enabled, on Debian for example) the first touch of a
+    range of 2 MiB makes all of it resident, and a thread needs some 50 KiB of its stack. Kernels without them refuse.
+    """
+    nothing = ctypes.c_ulong(0)
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, ctypes.c_ulong(1), nothing, nothing, nothing)
 
 
 def give_back() -> None:

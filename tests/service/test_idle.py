@@ -82,6 +82,8 @@ def test_it_stays_below_30_mib(machine: FakeMachine, bus: Bus) -> None:
         maps = Path(f"/proc/{pid}/maps").read_text()
         for name in ("numpy", "libcrypto"):
             assert name not in maps
+        # Where huge pages are the default a thread's stack alone would be one.
+        assert re.search(r"^THP_enabled:\s*0$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
 
 
 def test_it_imports_nothing_that_it_does_not_need() -> None:
