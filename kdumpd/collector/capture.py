@@ -32,7 +32,7 @@ from kdumpd.dumpfile.manifest import (
     Manifest,
     Result,
 )
-from kdumpd.errors import KdumpError, os_reason
+from kdumpd.errors import DumpFormatError, KdumpError, os_reason
 from kdumpd.targets.choose import make_target
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC
 from kdumpd.targets.target import Store
@@ -180,7 +180,7 @@ class _Run:
                 if not dumped:
                     store.remove(INCOMPLETE_NAME)
                 self._notes.extend(source.notes)
-            self._notes.extend(outcome.notes)
+            self._notes.extend((*outcome.notes, *store.notes))
             manifest = self._manifest(log, outcome, reason, dumped)
             text = manifest.to_json().encode()
             manifest_file.write_at(0, text)
@@ -214,6 +214,7 @@ class _Run:
             stored = store.stored(INCOMPLETE_NAME) if options.verify else None
             if stored is not None:
                 check_dump(stored, source, outcome, options, self._progress)
+                self._compare(store, outcome)
             store.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)
@@ -222,6 +223,15 @@ class _Run:
         except Exception as error:  # a fault of ours must still leave the log, the manifest and its own name
             return f"{INTERNAL_FAULT}: {error!r}"
         return None
+
+    def _compare(self, store: Store, outcome: Outcome) -> None:
+        """Asks the other end of a connection for the checksums. Raises DumpFormatError when they are others."""
+        with outcome.timed("compare"):
+            for region in outcome.regions:
+                found = store.digest(INCOMPLETE_NAME, region.offset, region.size_bytes)
+                if found is not None and found != region.sha256:
+                    end = region.offset + region.size_bytes
+                    raise DumpFormatError(f"what was written is not what arrived, between {region.offset} and {end}")
 
     def _manifest(self, log: FileRecord | None, outcome: Outcome, reason: str | None, dumped: bool) -> Manifest:
         source = self._source

@@ -15,6 +15,9 @@ from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.model import Action, DumpSettings
 from kdumpd.errors import ConfigError
 
+SSH_KEY = "/etc/kdumpd/ssh/id_ed25519"
+KNOWN_HOSTS = "/etc/kdumpd/ssh/known_hosts"
+
 
 class LayerKind(enum.StrEnum):
     """Block devices made of others that the capture kernel can bring up, each with the distribution's own tool."""
@@ -69,11 +72,12 @@ class RawDestination:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NfsDestination:
-    """A folder below what a server exports."""
+    """A folder below what a server exports. `addresses` are what it had when the host looked, tried in their order."""
 
     server: str
     export: str
     directory: str
+    addresses: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         host = f"[{self.server}]" if ":" in self.server else self.server
@@ -82,12 +86,19 @@ class NfsDestination:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SshDestination:
-    """A folder of an account on another machine."""
+    """A folder of an account on another machine.
+
+    `host` is the name that the server's key is pinned by in `known_hosts`; `addresses` are what it had when the host
+    looked, tried in their order. `key` and `known_hosts` are paths, the same on the host and in the capture image.
+    """
 
     user: str
     host: str
     port: int
     directory: str
+    addresses: tuple[str, ...] = ()
+    key: str = SSH_KEY
+    known_hosts: str = KNOWN_HOSTS
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -158,7 +169,12 @@ def _destination(raw: dict[str, Any]) -> Destination:
     for name, value in fields.items():
         if name == "layers":
             continue
-        _require(value, int if name == "port" else str, name)
+        if name == "addresses":
+            fields[name] = tuple(value)
+            for address in fields[name]:
+                _require(address, str, name)
+        else:
+            _require(value, int if name == "port" else str, name)
     return kind(**fields)
 
 

@@ -49,7 +49,12 @@ OPTIONAL_MODULES = (
     "snappy",
 )
 # Packages for what few configurations ask for, and what loads all that is needed of them: a module, a function of it.
-ON_REQUEST = {"cryptography": ("kdumpd.dumpfile.sealed", "try_out")}
+ON_REQUEST = {
+    "cryptography": ("kdumpd.dumpfile.sealed", "try_out"),
+    "paramiko": ("kdumpd.targets.ssh", "try_out"),
+}
+# Modules of the collector that import one of these as they are imported themselves.
+_NEEDS = {"kdumpd.targets.ssh": "paramiko"}
 # Parts that numpy imports and the collector does not use (left_out.py). numpy.core became numpy._core in 2.0.
 LEFT_OUT_MODULES = (
     *(f"numpy.{part}" for part in ("ctypeslib", "fft", "linalg", "ma", "polynomial", "random", "testing")),
@@ -248,13 +253,18 @@ def _probe(
     except (OSError, SyntaxError) as error:
         raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
     unwanted = ON_REQUEST.keys() - set(requested)
-    late = {name: names for name, names in late.items() if name.partition(".")[0] not in unwanted}
+    late = {
+        name: names
+        for name, names in late.items()
+        if name.partition(".")[0] not in unwanted and _NEEDS.get(name) not in unwanted
+    }
+    own = [name for name in own_modules(files, package_dir) if _NEEDS.get(name) not in unwanted]
     request = {
         "called": [ON_REQUEST[name] for name in requested],
         "path": [str(package_dir.parent)],
         "left_out": left_out,
         "stand_in": str(LEFT_OUT),
-        "needed": [*RUNTIME_MODULES, *modules, *own_modules(files, package_dir)],
+        "needed": [*RUNTIME_MODULES, *modules, *own],
         "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],
     }
     return run_python(interpreter, _PROBE, request, "finding the collector's Python modules")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.capture import Destination, LocalDestination
+from kdumpd.config.capture import Destination, LocalDestination, SshDestination
 from kdumpd.errors import UnsupportedError
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC, LocalDisk
 from kdumpd.targets.target import Target
@@ -32,4 +32,8 @@ def make_target(
 def _plain(destination: Destination, mountpoint: Path, device_deadline_sec: float) -> Target:
     if isinstance(destination, LocalDestination):
         return LocalDisk(destination, mountpoint, device_deadline_sec)
+    if isinstance(destination, SshDestination):
+        from kdumpd.targets.ssh import SshServer  # brings paramiko along
+
+        return SshServer(destination)
     raise UnsupportedError(f"dumps cannot be sent to {destination}", hint="use a filesystem on a disk")
