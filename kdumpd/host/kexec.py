@@ -29,7 +29,7 @@ FILE_ON_CRASH = 2
 _ON_CRASH = 1  # the flag of the older call
 
 # __NR_kexec_file_load, __NR_kexec_load; the generic table (asm-generic/unistd.h) serves all newer architectures.
-_SYSCALLS = {
+SYSCALLS = {
     "x86_64": (320, 246),
     "aarch64": (294, 104),
     "riscv64": (294, 104),
@@ -64,7 +64,7 @@ def read_loaded(root: Path = Path("/")) -> bool | None:
 
 def has_syscall(arch: str) -> bool:
     """True when this module knows the numbers of the system calls on `arch`."""
-    return arch in _SYSCALLS
+    return arch in SYSCALLS
 
 
 def kexec_file_load(arch: str) -> Syscall:
@@ -74,7 +74,7 @@ def kexec_file_load(arch: str) -> Syscall:
     """
     if not has_syscall(arch):
         raise UnsupportedError(f"kdumpd does not know how to load a capture kernel on {arch}")
-    number, older = (ctypes.c_long(number) for number in _SYSCALLS[arch])
+    number, older = (ctypes.c_long(number) for number in SYSCALLS[arch])
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
 
@@ -132,12 +132,18 @@ class FileLoader:
             raise LoadError("The kernel unloaded without an error, yet says that a capture kernel is loaded")
 
     def _call(self, syscall: Syscall, kernel_fd: int, initrd_fd: int, cmdline: str, flags: int) -> None:
-        for _ in range(_TRIES):
-            code = syscall(kernel_fd, initrd_fd, cmdline, flags)
-            if code == 0:
-                return
-            if code == errno.EBUSY:
-                time.sleep(_BUSY_SECONDS)
-            elif code != errno.EINTR:
-                break
-        raise load_error(code, read_security(self._root), unloading=bool(flags & FILE_UNLOAD))
+        code = until_free(lambda: syscall(kernel_fd, initrd_fd, cmdline, flags))
+        if code != 0:
+            raise load_error(code, read_security(self._root), unloading=bool(flags & FILE_UNLOAD))
+
+
+def until_free(call: Callable[[], int]) -> int:
+    """Calls until nobody else is loading and no signal comes between; the last errno, 0 when it went well."""
+    code = 0
+    for _ in range(_TRIES):
+        code = call()
+        if code == errno.EBUSY:
+            time.sleep(_BUSY_SECONDS)
+        elif code != errno.EINTR:
+            break
+    return code

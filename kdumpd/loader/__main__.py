@@ -12,20 +12,14 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Protocol
 
 from kdumpd.errors import KdumpError, LoadError
 from kdumpd.host.kexec import FileLoader, KexecLoader
-from kdumpd.host.kexec_pair import OpenPair
-from kdumpd.host.kexec_tools import ToolLoader
 from kdumpd.host.machine import read_machine
+from kdumpd.loader.older import Loads, older_loader
 from kdumpd.loader.protocol import closing, receive_request, send_answer
 
 _REQUEST_SECONDS = 30.0
-
-
-class _Loads(Protocol):
-    def load(self, opened: OpenPair) -> None: ...
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,15 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=Path, default=Path("/"), metavar="FOLDER", help="the machine's facts lie below it"
     )
-    parser.add_argument("--tool", action="store_true", help="load with kexec-tools instead of kexec_file_load(2)")
+    parser.add_argument("--tool", action="store_true", help="load with kexec_load(2) instead of kexec_file_load(2)")
     options = parser.parse_args(arguments)
     arch = read_machine(options.root).arch
     file_loader = FileLoader(arch, root=options.root)
-    loader: _Loads = ToolLoader(arch, root=options.root) if options.tool else file_loader
+    loader: Loads = older_loader(arch, root=options.root) if options.tool else file_loader
     return serve(socket.socket(fileno=os.dup(0)), loader, file_loader)
 
 
-def serve(connection: socket.socket, loader: _Loads, unloader: KexecLoader) -> int:
+def serve(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> int:
     """Answers one request on `connection`.
 
     A fault ends the process without an answer: what the kernel holds then is not known, and so silence is taken.
@@ -57,7 +51,7 @@ def serve(connection: socket.socket, loader: _Loads, unloader: KexecLoader) -> i
     return 0
 
 
-def _carry_out(connection: socket.socket, loader: _Loads, unloader: KexecLoader) -> KdumpError | None:
+def _carry_out(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> KdumpError | None:
     try:
         _require_root(connection)
         connection.settimeout(_REQUEST_SECONDS)
