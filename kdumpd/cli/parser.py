@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 import kdumpd
 
 STYLES = ("short", "pretty", "off")
+BUILDERS = ("busybox",)
+DISKS = ("usb", "mmc", "nvme", "virtio", "ata")
+ARCHES = ("arm64", "amd64", "aarch64", "x86_64")
 
 _Add = Callable[[argparse.ArgumentParser], None]
 
@@ -95,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb("get-default-crashkernel", "memory:default_crashkernel", "the crashkernel= that fits this machine")
     verb("reset-crashkernel", "memory:reset", "set the boot loader to that crashkernel=", add=_dry_run)
     verb("reservation", "memory:reservation", "show or set crashkernel= of the next boot", add=_reservation)
+    verb("build", "build:build", "make image, command line and load command for a board", add=_build)
     verb("kernel-hook", "kernels:hook", "tell the service of a kernel that came or went", add=_kernel_hook)
     return parser
 
@@ -152,6 +156,26 @@ def _reservation(parser: argparse.ArgumentParser) -> None:
     change = actions.add_parser("set", parents=[common], help="make the next boot reserve SIZE")
     change.add_argument("size", nargs="+", metavar="SIZE", help="as crashkernel= takes it: 256M; 512M,high 128M,low")
     _dry_run(change)
+
+
+def _build(parser: argparse.ArgumentParser) -> None:
+    def file(name: str, text: str, *, metavar: str = "FILE", required: bool = False) -> None:
+        parser.add_argument(name, type=Path, metavar=metavar, required=required, help=text)
+
+    file("--kernel", "the board's kernel, as its boot loader starts it", required=True)
+    file("--dtb", "the board's device tree")
+    file("--out", "where to put it all", metavar="FOLDER", required=True)
+    parser.add_argument("--builder", choices=BUILDERS, default=BUILDERS[0], help="what the image is made of")
+    parser.add_argument("--target", metavar="TARGET", help="as in kdump.conf: 'ext4 LABEL=CRASHES'")
+    file("--config", "a kdump.conf, instead of the one below --root")
+    file("--modules", "the kernel's modules; without them all has to be built in", metavar="FOLDER")
+    parser.add_argument("--module", action="append", default=[], metavar="NAME", help="a further driver (repeatable)")
+    parser.add_argument(
+        "--disk", action="append", default=[], choices=DISKS, help="what the disk hangs on (repeatable; default: any)"
+    )
+    file("--kernel-config", "how the kernel was built, where it does not carry that itself")
+    parser.add_argument("--arch", choices=ARCHES, help="the board's architecture; default: the kernel's")
+    parser.add_argument("--hostname", metavar="NAME", help="default: the one in etc/hostname below --root")
 
 
 def _kernel_hook(parser: argparse.ArgumentParser) -> None:

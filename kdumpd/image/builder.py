@@ -38,7 +38,7 @@ from kdumpd.image.record import (
 
 _TEMPORARY = ".new"
 # Without these the kernel would come up and could do nothing with what it is given.
-_NEEDED_OPTIONS = {
+NEEDED_OPTIONS = {
     "CONFIG_BLK_DEV_INITRD": "unpack a capture image",
     "CONFIG_DEVTMPFS": "show its disks to the collector",
     "CONFIG_PROC_VMCORE": "show the crashed memory",
@@ -95,7 +95,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
-    elfs = contents.add_busybox(tree, _applets(busybox), busybox)
+    elfs = contents.add_busybox(tree, applets_of(busybox), busybox)
     elfs += storage.add_tools(tree, request.targets)
     requested = ("cryptography",) if request.capture.encrypt_to else ()
     closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, requested)
@@ -105,7 +105,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
 
 
 def _require_options(kernel: Kernel, config: dict[str, str] | None) -> None:
-    for option, purpose in _NEEDED_OPTIONS.items():
+    for option, purpose in NEEDED_OPTIONS.items():
         if config is not None and config.get(option) != "y":
             raise UnsupportedError(
                 f"kernel {kernel.release} cannot {purpose}: it was built without {option}",
@@ -147,7 +147,8 @@ def _kernel_source(kernel: Kernel) -> Source:
     return contents.read_source(str(kernel.image))[1]
 
 
-def _applets(busybox: str) -> list[str]:
+def applets_of(busybox: str) -> list[str]:
+    """The applets of a busybox that runs here. Raises BuildError."""
     try:
         done = subprocess.run([busybox, "--list"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -13,8 +13,10 @@ import os
 import struct
 from collections.abc import Mapping
 
+from kdumpd.image.origin import Origin
 from kdumpd.image.pyclosure import PythonClosure, run_python
 
+_HERE = Origin()
 _HEADER = 16
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
@@ -29,7 +31,9 @@ print(json.dumps(done))
 """
 
 
-def compiled(closure: PythonClosure, shown: Mapping[str, str], interpreter: str) -> dict[str, bytes]:
+def compiled(
+    closure: PythonClosure, shown: Mapping[str, str], interpreter: str, origin: Origin = _HERE
+) -> dict[str, bytes]:
     """Source path -> what goes into its .pyc, for the closure's sources and those named in `shown`.
 
     `shown` maps sources that lie elsewhere in the image to the path that a traceback should name. Raises
@@ -38,7 +42,7 @@ def compiled(closure: PythonClosure, shown: Mapping[str, str], interpreter: str)
     done: dict[str, bytes] = {}
     left: list[tuple[str, str]] = sorted(shown.items())
     for path, cached in closure.sources.items():
-        body = None if cached is None else cached_body(path, cached, closure.magic)
+        body = None if cached is None else cached_body(origin.place(path), cached, closure.magic)
         if body is None:
             left.append((path, path))
         else:

@@ -17,6 +17,7 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, os_reason
 from kdumpd.image import bytecode, elf, kmodules, pyclosure
 from kdumpd.image.cpio import Entry
+from kdumpd.image.origin import Origin
 from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
 
 BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
@@ -26,6 +27,7 @@ APPLETS = (
     *("poweroff", "ps", "reboot", "rm", "sh", "sleep", "stat", "sync", "umount"),
 )
 DEFAULT_DEADLINE_SECONDS = 3600
+_HERE = Origin()
 
 _FOLDERS = ("dev", "etc/kdumpd", "proc", "run", "sys", "tmp", "mnt")
 # Distributions merged these into /usr; the image is built merged, wherever the host's files lie.
@@ -120,7 +122,7 @@ def skeleton(capture: CaptureConfig, init: Path, deadline_seconds: int = DEFAULT
     return tree
 
 
-def add_busybox(tree: Tree, listed: Sequence[str], busybox: str) -> list[str]:
+def add_busybox(tree: Tree, listed: Sequence[str], busybox: str, origin: Origin = _HERE) -> list[str]:
     """The shell and its tools; returns the ELF files added. Raises BuildError when an applet is missing."""
     missing = [name for name in APPLETS if name not in listed]
     if missing:
@@ -128,51 +130,55 @@ def add_busybox(tree: Tree, listed: Sequence[str], busybox: str) -> list[str]:
             f"{busybox} lacks {', '.join(missing)}, which the capture image needs",
             hint="install busybox-static or busybox of the distribution",
         )
-    tree.add_file("usr/bin/busybox", busybox)
+    tree.add_file("usr/bin/busybox", origin.place(busybox))
     for name in APPLETS:
         tree.add_link(f"usr/bin/{name}", "busybox")
     return [busybox]
 
 
-def add_python(tree: Tree, closure: pyclosure.PythonClosure, package_dir: Path, interpreter: str) -> list[str]:
+def add_python(
+    tree: Tree, closure: pyclosure.PythonClosure, package_dir: Path, interpreter: str, origin: Origin = _HERE
+) -> list[str]:
     """The interpreter, its byte code and extension modules, kdumpd; returns the ELF files added."""
     tree.notes.extend(closure.notes)
-    executable = Path(os.path.realpath(closure.executable))
-    tree.add_file(f"usr/bin/{executable.name}", str(executable))
+    executable = Path(origin.real(str(closure.executable)))
+    tree.add_file(f"usr/bin/{executable.name}", origin.place(str(executable)))
     if executable.name != "python3":
         tree.add_link("usr/bin/python3", executable.name)
     own = {str(path): f"{IMAGE_PACKAGE}/{path.relative_to(package_dir)}" for path in closure.own}
     shown = {path: f"/{place}" for path, place in own.items() if path.endswith(".py")}
     stand_in = str(pyclosure.LEFT_OUT)
-    compiled = bytecode.compiled(closure, {**shown, stand_in: stand_in}, interpreter)
+    compiled = bytecode.compiled(closure, {**shown, stand_in: stand_in}, interpreter, origin)
     left_out = compiled.pop(stand_in)
     for path in closure.left_out:
         tree.add_file(f"{path.removesuffix('.py')}.pyc", stand_in, left_out)
     for path, code in compiled.items():
-        tree.add_file(f"{own.get(path, path).removesuffix('.py')}.pyc", path, code)
+        place = own.get(path)
+        source = path if place is not None else origin.place(path)
+        tree.add_file(f"{(place or path).removesuffix('.py')}.pyc", source, code)
     for path, place in own.items():
         if not path.endswith(".py"):
             tree.add_file(place, path)
     for path in closure.extensions:
-        tree.add_file(path, path)
+        tree.add_file(path, origin.place(path))
     return [str(executable), *closure.extensions]
 
 
-def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str]) -> None:
+def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origin: Origin = _HERE) -> None:
     """The libraries the ELF files need, and those the collector opened by name (seen in its memory map)."""
-    libraries = elf.find_libraries(paths)
+    libraries = elf.find_libraries(paths, origin=origin)
     for library in libraries:
-        tree.add_file(library.target, library.source)
+        tree.add_file(library.target, origin.place(library.source))
     # An alternative (libblas) may be mapped from another place than the one chosen: compare by soname.
     names = {os.path.basename(library.target) for library in libraries}
-    known = {os.path.realpath(path) for path in (*paths, *(library.source for library in libraries))}
-    opened = [path for path in mapped if os.path.realpath(path) not in known and os.path.exists(path)]
+    known = {origin.real(path) for path in (*paths, *(library.source for library in libraries))}
+    opened = [path for path in mapped if origin.real(path) not in known and origin.is_file(path)]
     for path in opened:
-        facts = elf.parse_elf(Path(path).read_bytes(), path)
+        facts = elf.parse_elf(Path(origin.place(path)).read_bytes(), path)
         if facts is not None and facts.soname is not None and facts.soname not in names:
-            for library in elf.find_libraries([path]):
-                tree.add_file(library.target, library.source)
-            tree.add_file(path, path)
+            for library in elf.find_libraries([path], origin=origin):
+                tree.add_file(library.target, origin.place(library.source))
+            tree.add_file(path, origin.place(path))
 
 
 def add_modules(tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdumpd.errors import BuildError
+from kdumpd.image.origin import Origin
 
 # Opened by name at run time, so that no file says it needs it: glibc, to end a thread.
 DLOPENED = ("libgcc_s.so.1",)
@@ -24,6 +25,7 @@ DLOPENED = ("libgcc_s.so.1",)
 _PLAIN_FOLDERS = {"libblas.so.3": "blas", "liblapack.so.3": "lapack"}
 _CACHE_LINE = re.compile(r"^\s+(?P<soname>\S+) \((?P<flags>[^)]*)\) => (?P<path>/.*)$")
 _DEFAULT_DIRS = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+_HERE = Origin()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +106,14 @@ def runpath_dirs(facts: ElfFacts, path: str) -> tuple[str, ...]:
     return tuple(os.path.normpath(part) for part in filled if part.startswith("/"))
 
 
-def find_libraries(paths: Iterable[str], read: Callable[[str], bytes] | None = None) -> tuple[Library, ...]:
+def find_libraries(
+    paths: Iterable[str], read: Callable[[str], bytes] | None = None, origin: Origin = _HERE
+) -> tuple[Library, ...]:
     """All libraries that the ELF files `paths` need, with the loader, sorted by their place in the image.
 
-    Raises BuildError naming a library that is missing and the file that needs it.
+    Paths are those of `origin`. Raises BuildError naming a library that is missing and the file that needs it.
     """
-    search = _Search(read or (lambda path: Path(path).read_bytes()))
+    search = _Search(read or (lambda path: Path(origin.place(path)).read_bytes()), origin)
     for path in paths:
         search.add(path)
     search.finish()
@@ -117,9 +121,11 @@ def find_libraries(paths: Iterable[str], read: Callable[[str], bytes] | None = N
 
 
 class _Search:
-    def __init__(self, read: Callable[[str], bytes]) -> None:
+    def __init__(self, read: Callable[[str], bytes], origin: Origin) -> None:
         self._read = read
-        self._cache = read_ld_cache()
+        self._origin = origin
+        self._cache = read_ld_cache() if origin.is_here else {}
+        self._folders = _DEFAULT_DIRS if origin.is_here else origin.library_folders()
         self._machine: tuple[str, int] | None = None
         self._pending: list[str] = []
         self._seen: set[str] = set()
@@ -170,11 +176,12 @@ class _Search:
         cached = list(self._cache.get(soname, ()))
         plain = _PLAIN_FOLDERS.get(soname)
         if plain is not None:
-            cached = [f"{os.path.dirname(path)}/{plain}/{soname}" for path in cached] + cached
-        return cached + [f"{folder}/{soname}" for folder in _DEFAULT_DIRS]
+            folders = [*map(os.path.dirname, cached), *self._folders]
+            cached = [f"{folder}/{plain}/{soname}" for folder in folders] + cached
+        return cached + [f"{folder}/{soname}" for folder in self._folders]
 
     def _fits(self, path: str) -> bool:
-        if not os.path.isfile(path):
+        if not self._origin.is_file(path):
             return False
         facts = parse_elf(self._read(path), path)
         return facts is not None and facts.machine == self._machine

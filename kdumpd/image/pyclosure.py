@@ -66,9 +66,10 @@ CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "ta
 _SECONDS = 300
 
 # Runs with -I -S -B: no environment, no .pth files and nothing written, so that only the collector's own
-# imports are seen and the host is left as it was.
+# imports are seen and the host is left as it was. Where byte code has a folder of its own, it is written.
 _PROBE = """
 import importlib, importlib.machinery, importlib.util, json, sys
+sys.dont_write_bytecode = sys.pycache_prefix is None
 request = json.load(sys.stdin)
 class Finder:
     def find_spec(name, path, target=None):

@@ -13,7 +13,8 @@ function __kdumpctl_kernels
 end
 
 set -l verbs status why-stale watch list info verify decrypt test load start unload stop reload restart rebuild show-config \
-    check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation kernel-hook
+    check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation build \
+    kernel-hook
 set -l none "not __fish_seen_subcommand_from $verbs"
 
 complete -c kdumpctl -f
@@ -42,6 +43,7 @@ complete -c kdumpctl -n $none -a showmem -d 'how much memory is reserved'
 complete -c kdumpctl -n $none -a get-default-crashkernel -d 'the crashkernel= that fits'
 complete -c kdumpctl -n $none -a reset-crashkernel -d 'set the boot loader to it'
 complete -c kdumpctl -n $none -a reservation -d 'show or set crashkernel= of the next boot'
+complete -c kdumpctl -n $none -a build -d 'all that a board needs, in one folder'
 complete -c kdumpctl -n $none -a kernel-hook -d 'tell of a kernel that came or went'
 
 complete -c kdumpctl -n '__fish_seen_subcommand_from info verify decrypt' -a '(__kdumpctl_crashes)'
@@ -53,5 +55,18 @@ complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s i -l identity -
 complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s o -l output -d 'where the files go' -xa '(__fish_complete_directories)'
 complete -c kdumpctl -n '__fish_seen_subcommand_from test' -l force -d 'without a question'
 complete -c kdumpctl -n '__fish_seen_subcommand_from reservation; and not __fish_seen_subcommand_from show set' -a 'show set'
+set -l build '__fish_seen_subcommand_from build'
+complete -c kdumpctl -n $build -l kernel -rF -d 'the kernel of the board'
+complete -c kdumpctl -n $build -l dtb -rF -d 'its device tree'
+complete -c kdumpctl -n $build -l out -d 'where to put it all' -xa '(__fish_complete_directories)'
+complete -c kdumpctl -n $build -l builder -d 'what the image is made of' -xa busybox
+complete -c kdumpctl -n $build -l target -x -d 'where dumps go'
+complete -c kdumpctl -n $build -l config -rF -d 'a kdump.conf'
+complete -c kdumpctl -n $build -l modules -d 'the modules of the kernel' -xa '(__fish_complete_directories)'
+complete -c kdumpctl -n $build -l module -x -d 'a further driver'
+complete -c kdumpctl -n $build -l disk -d 'what the disk hangs on' -xa 'usb mmc nvme virtio ata'
+complete -c kdumpctl -n $build -l kernel-config -rF -d 'how the kernel was built'
+complete -c kdumpctl -n $build -l arch -d 'the architecture' -xa 'arm64 amd64 aarch64 x86_64'
+complete -c kdumpctl -n $build -l hostname -x -d 'the name of the board'
 complete -c kdumpctl -n '__fish_seen_subcommand_from kernel-hook; and not __fish_seen_subcommand_from add remove' -a 'add remove'
 complete -c kdumpctl -n '__fish_seen_subcommand_from add remove' -a '(__kdumpctl_kernels)'
