@@ -11,6 +11,7 @@ import lzma
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .aptroot import CACHE, AptRoot, LabError, run
@@ -91,7 +92,7 @@ def _unpack(apt: AptRoot, packages: list[str], release: str, scratch: Path) -> N
     run(["depmod", "-b", str(root), release], timeout=120)
     order: list[str] = []
     modules = root / "lib/modules" / release
-    for path in _load_order((modules / "modules.dep").read_text()):
+    for path in load_order((modules / "modules.dep").read_text(), MODULES):
         data = (modules / path).read_bytes()
         name = Path(path).name.removesuffix(".xz")
         (wanted / name).write_bytes(lzma.decompress(data) if path.endswith(".xz") else data)
@@ -99,12 +100,12 @@ def _unpack(apt: AptRoot, packages: list[str], release: str, scratch: Path) -> N
     (wanted / "order.json").write_text(json.dumps(order))
 
 
-def _load_order(dependencies: str) -> list[str]:
-    """Paths of MODULES and of what they need, which comes first (modules.dep(5)). One that is not there is built in."""
+def load_order(dependencies: str, modules: Sequence[str]) -> list[str]:
+    """Paths of `modules` and of what they need, which comes first (modules.dep(5)). What is not there is built in."""
     needed = dict(line.split(":", 1) for line in dependencies.splitlines())
     names = {Path(path).name.split(".", 1)[0].replace("-", "_"): path for path in needed}
     order: list[str] = []
-    for module in MODULES:
+    for module in modules:
         if path := names.get(module):
             order += [*reversed(needed[path].split()), path]
     return list(dict.fromkeys(order))
