@@ -26,8 +26,8 @@ from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
-# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. More
-# threads share them, so that memory has one bound.
+# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. All
+# batches share them, so that memory has one bound, 4 MiB, for any number of threads.
 BATCH_PAGES = 512
 # More threads would only wait for the interpreter.
 MAX_THREADS = 8
@@ -85,9 +85,10 @@ class Copier:
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         threads = max(1, min(threads, MAX_THREADS))
+        count = threads + 2 if threads > 1 else 1
         # Whole groups of packing.GROUP, so that what a page becomes does not depend on the number of threads.
-        self._pages = BATCH_PAGES // threads // GROUP * GROUP
-        self._idle = [_Batch(self._pages) for _ in range(threads + 2 if threads > 1 else 1)]
+        self._pages = BATCH_PAGES // count // GROUP * GROUP
+        self._idle = [_Batch(self._pages) for _ in range(count)]
         self._packing = Packing(codec, level)
         if threads > 1:
             for number in range(threads):

@@ -56,7 +56,9 @@ class Contestant:
         out.unlink(missing_ok=True)
         argv = ["taskset", "-c", ",".join(map(str, range(cpus))), *self.words(out)]
         began = time.monotonic()
-        child = subprocess.Popen(argv, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            argv, cwd=TOP, env=environment(out.parent), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert child.stdout is not None
         said = child.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(child.pid, 0)
@@ -71,6 +73,12 @@ class Contestant:
     def median(self, what: str) -> float:
         """Of all its runs."""
         return statistics.median(getattr(run, what) for run in self.runs)
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """Modules compiled beforehand, as those of the package and of the capture image are."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": str(scratch / "compiled")}
 
 
 def makedumpfile(case: Case, scratch: Path, threads: int) -> Contestant:
@@ -113,10 +121,16 @@ def bare_loop(case: Case, scratch: Path, offsets: Path) -> Contestant:
     return Contestant("bare libzstd loop", lambda out: [str(program), str(case.core), str(offsets), str(out)])
 
 
-def alternate(contestants: Sequence[Contestant], out: Path, cpus: int, runs: int) -> None:
-    """Everybody once, `runs` times over, beginning with another one each time."""
+def alternate(contestants: Sequence[Contestant], out: Path, cpus: int, runs: int, until: float) -> int:
+    """Everybody once, up to `runs` times over, beginning with another one each time. Stops when another round would
+    end after `until`, a time of the monotonic clock; how many rounds there were."""
     for number in range(runs):
+        began = time.monotonic()
         shift = number % len(contestants)
         for contestant in (*contestants[shift:], *contestants[:shift]):
             contestant.run(out, cpus)
+        now = time.monotonic()
+        if now + (now - began) > until:
+            break
     out.unlink(missing_ok=True)
+    return number + 1
