@@ -54,10 +54,41 @@ def _crash_and_return(guest: Machine) -> str:
 
 
 def test_no_crashkernel(made: image.Image, scratch: Path) -> None:
-    with circle.boot(made, scratch, words="") as guest:
+    """Said; and with the real update-grub the next boot gets it, which is said as well."""
+    grub = image.files_disk(
+        [image.package_file(name) for name in ("grub-common", "grub2-common")], scratch / "grub.raw"
+    )
+    with circle.boot(made, scratch, words="", disks=((grub, "raw"),)) as guest:
         guest.wait_ready()
         _said(guest, "not-reserved", "the kernel was booted without crashkernel=")
         assert not _loaded(guest)
+        assert circle.resident_kib(guest) < 30 * 1024
+        # Beside what they depend on, which the guest has: libraries. No boot loader is written to a disk.
+        unpack = "mount -o ro /dev/nvme1n1 /mnt; for f in /mnt/*.deb; do dpkg-deb -x $f /; done; mkdir -p /boot/grub"
+        guest.run(["/bin/sh", "-ec", unpack], timeout=120).ok()
+        _reserve_with_grub(guest, made)
+
+
+def _reserve_with_grub(guest: Machine, made: image.Image) -> None:
+    """The entries of every kernel have it once; a person's own value stays where he wrote it."""
+    guest.write("/etc/default/grub", b'GRUB_CMDLINE_LINUX="quiet crashkernel=64M"\n')
+    dry = guest.run(["kdumpctl", "reservation", "set", "256M", "--dry-run"]).ok()
+    assert "would run: update-grub" in dry
+    assert guest.run(["test", "-e", "/boot/grub/grub.cfg"]).rc != 0
+    said = circle.flat(guest.run(["kdumpctl", "reservation", "set", "256M"], timeout=180).ok())
+    assert "/etc/default/grub:1: crashkernel=64M stays there; the kernel takes the last one, which is ours." in said
+    assert "From the next boot on: crashkernel=256M" in said
+    entries = guest.run(["grep", "-E", r"^\s+linux\s", "/boot/grub/grub.cfg"]).ok().splitlines()
+    for series in ("6.1", "6.12"):
+        assert any(f"/boot/vmlinuz-{made.release(series)} " in line for line in entries)
+    # The entries for a rescue leave GRUB_CMDLINE_LINUX_DEFAULT out.
+    usual = [line for line in entries if " single" not in line]
+    assert all(line.split().count("crashkernel=256M") == 1 for line in usual), entries
+    shown = json.loads(guest.run(["kdumpctl", "reservation", "show", "--json"]).ok())
+    assert (shown["boot_loader"], shown["next_boot_files"]) == ("grub", ["/boot/grub/grub.cfg"])
+    assert "256M" in shown["next_boot"]
+    again = guest.run(["kdumpctl", "reservation", "set", "256M"], timeout=180).ok()
+    assert "The next boot has crashkernel=256M already." in circle.flat(again)
 
 
 @pytest.mark.parametrize("size_mib", [64, 96])

@@ -127,6 +127,14 @@ def wait_journal(guest: Machine, words: str, timeout: float = 60.0) -> None:
         time.sleep(1)
 
 
+def resident_kib(guest: Machine) -> int:
+    """KiB of the service's memory that is resident, counted exactly, which VmRSS is not."""
+    pid = guest.run(["systemctl", "show", "-P", "MainPID", "kdumpd"]).ok().strip()
+    lines = guest.run(["cat", f"/proc/{pid}/smaps_rollup"]).ok().splitlines()
+    (size,) = [int(line.split()[1]) for line in lines if line.startswith("Rss:")]
+    return size
+
+
 def mark_log(guest: Machine) -> str:
     """Writes a random line to the kernel log, and makes the journal keep what it has."""
     marker = f"kdumpd-marker-{os.urandom(8).hex()}"

@@ -185,12 +185,17 @@ def _build_installed(folder: Path, image: Image, package: Path) -> None:
 
 def kernel_package(release: str) -> Path:
     """The .deb of the kernel `release` of the guests' suite."""
+    return package_file(f"linux-image-{release}")
+
+
+def package_file(name: str) -> Path:
+    """The .deb of a package of the guests' suite."""
     parent = CACHE / "kernels"
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = sorted(parent.glob(f"linux-image-{release}_*.deb"))
-        return known[-1] if known else AptRoot(SUITE).download(f"linux-image-{release}", parent)
+        known = sorted(parent.glob(f"{name}_*.deb"))
+        return known[-1] if known else AptRoot(SUITE).download(name, parent)
 
 
 def files_disk(files: list[Path], disk: Path) -> Path:
