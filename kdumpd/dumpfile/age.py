@@ -61,7 +61,7 @@ def need_library() -> None:
     try:
         import cryptography.hazmat.primitives.ciphers.aead
         import cryptography.hazmat.primitives.kdf.hkdf  # noqa: F401  # both are used below
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # a library that OpenSSL lacks raises what the module itself has no name for
         raise UnsupportedError(
             f"nothing can be encrypted or decrypted without the Python module cryptography: {error}",
             hint="install python3-cryptography",

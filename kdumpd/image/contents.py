@@ -175,7 +175,8 @@ def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origi
     opened = [path for path in mapped if origin.real(path) not in known and origin.is_file(path)]
     for path in opened:
         facts = elf.parse_elf(Path(origin.place(path)).read_bytes(), path)
-        if facts is not None and facts.soname is not None and facts.soname not in names:
+        # What is only ever opened by its path (a provider of OpenSSL) has no soname.
+        if facts is not None and facts.soname not in names:
             for library in elf.find_libraries([path], origin=origin):
                 tree.add_file(library.target, origin.place(library.source))
             tree.add_file(path, origin.place(path))

@@ -45,7 +45,7 @@ def _unpack(request: BuildRequest, record: ImageRecord, folder: Path) -> None:
             path.chmod(entry.mode & 0o777)
 
 
-def _python_of(image: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _python_of(image: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the interpreter of an unpacked image with nothing but what the image holds."""
     libc = next(path for path in image.rglob("libc.so.6"))
     loader = next((image / "usr/lib64").glob("ld-linux*"), None) or next(image.rglob("ld-linux*"))
@@ -54,6 +54,7 @@ def _python_of(image: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         "PYTHONHOME": str(image / "usr"),
         "PYTHONPATH": str(image / "usr/lib/python3/dist-packages"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
     }
     return subprocess.run(
         [*command, "-S", *arguments], capture_output=True, text=True, cwd=image, env=environment, check=False
@@ -172,6 +173,25 @@ def test_what_encrypts_is_inside_only_on_request() -> None:
     ) as caught:
         pyclosure.find_closure(requested=("nothing_like_it",))
     assert caught.value.hint == "install python3-nothing_like_it"
+
+
+def test_an_image_that_encrypts_does_it_with_its_own_files(request_for: BuildRequest, tmp_path: Path) -> None:
+    key = tmp_path / "key.txt"
+    subprocess.run(["age-keygen", "-o", key], capture_output=True, check=True)
+    public = subprocess.run(["age-keygen", "-y", key], capture_output=True, text=True, check=True).stdout.strip()
+    request = dataclasses.replace(request_for, capture=dataclasses.replace(request_for.capture, encrypt_to=(public,)))
+    record = build(request)
+    image = tmp_path / "image"
+    image.mkdir()
+    _unpack(request, record, image)
+    core = FakeKernel(NEW).write(tmp_path / "core")
+    # OpenSSL opens this by its path, if the library wants it; here the image is not at the root.
+    modules = next(image.rglob("ossl-modules"), tmp_path)
+    words = ["-m", "kdumpd.collector", "--encrypt-to", public, str(core), str(tmp_path / "dump.age")]
+    done = _python_of(image, *words, OPENSSL_MODULES=str(modules))
+    assert done.returncode == 0, done.stderr
+    flat = subprocess.run(["age", "-d", "-i", key, tmp_path / "dump.age"], capture_output=True, check=True).stdout
+    assert flat.startswith(b"makedumpfile")
 
 
 def test_a_kernel_that_cannot_capture_is_refused(request_for: BuildRequest) -> None:
