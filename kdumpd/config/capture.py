@@ -12,6 +12,7 @@ import json
 from typing import Any, TypeAlias
 
 from kdumpd.config.age_keys import recipient_keys
+from kdumpd.config.disk_identity import DiskIdentity
 from kdumpd.config.model import Action, DumpSettings
 from kdumpd.errors import ConfigError
 
@@ -61,10 +62,13 @@ class LocalDestination:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RawDestination:
-    """A whole block device, without a filesystem; `layers` as in LocalDestination."""
+    """A whole block device, without a filesystem; it lies on the last of `layers` (as in LocalDestination), or else is
+    the one with `identity`. `device` is what a person calls it.
+    """
 
     device: str
     layers: tuple[Layer, ...] = ()
+    identity: DiskIdentity | None = None
 
     def __str__(self) -> str:
         return f"{self.device} (raw)"
@@ -166,8 +170,10 @@ def _destination(raw: dict[str, Any]) -> Destination:
     fields = {field.name: raw[field.name] for field in dataclasses.fields(kind)}
     if "layers" in fields:
         fields["layers"] = tuple(map(_layer, fields["layers"]))
+    if "identity" in fields:
+        fields["identity"] = _identity(fields["identity"])
     for name, value in fields.items():
-        if name == "layers":
+        if name in ("layers", "identity"):
             continue
         if name == "addresses":
             fields[name] = tuple(value)
@@ -176,6 +182,14 @@ def _destination(raw: dict[str, Any]) -> Destination:
         else:
             _require(value, int if name == "port" else str, name)
     return kind(**fields)
+
+
+def _identity(raw: dict[str, Any] | None) -> DiskIdentity | None:
+    if raw is None:
+        return None
+    for name, kind in (("name", str), ("partition", int), ("sectors", int)):
+        _require(raw[name], kind, name)
+    return DiskIdentity(name=raw["name"], partition=raw["partition"], sectors=raw["sectors"])
 
 
 def _layer(raw: dict[str, Any]) -> Layer:

@@ -6,6 +6,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
+# The first bytes of a block device that dumps are written to without a filesystem (docs/FORMATS.md).
+RAW_MAGIC = b"kdumpd-raw-disk\0"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LocalTarget:

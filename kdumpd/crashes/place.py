@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdumpd.config.model import Config
-from kdumpd.config.targets import LocalTarget
+from kdumpd.config.targets import LocalTarget, RawTarget
 from kdumpd.errors import TargetError
 from kdumpd.host import blockdev
 from kdumpd.host.mounts import read_mounts
@@ -21,7 +21,8 @@ def crash_folder(config: Config, root: Path = Path("/")) -> Path:
 
     Raises TargetError when kdump.conf names a device that is missing or not mounted at this moment.
     """
-    if not config.targets:
+    if not config.targets or isinstance(config.targets[0], RawTarget):
+        # What comes to a raw device is copied to `path`.
         return root / config.path.lstrip("/")
     target = config.targets[0]
     if not isinstance(target, LocalTarget):

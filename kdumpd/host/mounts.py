@@ -13,11 +13,12 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from kdumpd.config.capture import Destination, LocalDestination
+from kdumpd.config.capture import Destination, LocalDestination, RawDestination
+from kdumpd.config.disk_identity import read_identity
 from kdumpd.config.model import Config
-from kdumpd.config.targets import LocalTarget, Target
+from kdumpd.config.targets import LocalTarget, RawTarget, Target
 from kdumpd.errors import KdumpError, TargetError, UnsupportedError
-from kdumpd.host import blockdev, storage
+from kdumpd.host import blockdev, rawdisk, storage
 from kdumpd.host.storage import Stack
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -200,6 +201,8 @@ def _unescape(field: str) -> str:
 
 
 def _explicit(target: Target, directory: str, root: Path) -> ResolvedTarget:
+    if isinstance(target, RawTarget):
+        return _raw(target, root)
     if not isinstance(target, LocalTarget):
         raise UnsupportedError(f"dumps cannot be sent to '{target}'", hint="name a filesystem in /etc/kdump.conf")
     directory = str(PurePosixPath(directory))
@@ -222,6 +225,18 @@ def _explicit(target: Target, directory: str, root: Path) -> ResolvedTarget:
         layers=stack.layers,
         options=_options(target.fstype, block, root),
     )
+    return ResolvedTarget(destination=destination, block=block, stack=stack)
+
+
+def _raw(target: RawTarget, root: Path) -> ResolvedTarget:
+    block = blockdev.find_block(target.device, root)
+    stack = storage.read_stack(block, root)
+    rawdisk.require_whole(block, stack.whole)
+    mounts = read_mounts(root) if (root / "proc/self/mountinfo").exists() else ()
+    mounted = (blockdev.block_by_number(mount.device_number, root) for mount in mounts)
+    rawdisk.require_unused(block, frozenset(name for name in mounted if name is not None), root)
+    identity = None if stack.layers else read_identity(block, root)
+    destination = RawDestination(device=target.device, layers=stack.layers, identity=identity)
     return ResolvedTarget(destination=destination, block=block, stack=stack)
 
 

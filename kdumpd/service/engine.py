@@ -42,6 +42,7 @@ from kdumpd.service.pace import Due
 from kdumpd.service.places import Places
 from kdumpd.service.plan import Plan, make_plan
 from kdumpd.service.records import HoldFile, LoadedFile
+from kdumpd.service.recovery import Recovery
 from kdumpd.service.status import Status, make_status
 from kdumpd.service.watchlist import Rule, watch_list
 from kdumpd.service.worker import Job, Worker
@@ -97,9 +98,11 @@ class Engine:
         self._images = ImageReader(places)
         self._crash_watch = CrashWatch(places, journal, on_crash)
         self._crash_test = CrashTest(places, journal, units=units)
+        self._crashes: tuple[Crash, ...] = ()
         self._turn_lock = threading.Lock()
         self._working = False
         self._worker = Worker(self._on_due)
+        self._recovery = Recovery(places, journal, lambda: self._worker.changed("files"), units=units)
         self._hopeful = False
         self._missed = False
         self._failure: Failure | None = None
@@ -348,11 +351,16 @@ class Engine:
 
     def _gather(self) -> Facts:
         config: Config = read_config(self._places.root)
-        crashes = self._crash_watch.look(config)
+        waiting = self._recovery.look(config)
+        if not self._recovery.running:  # what is on its way is not missing
+            self._crashes = self._crash_watch.look(config)
+        crashes = self._crashes
         self._on_crashes(crashes)
         facts = gather(
             self._places, config, self._images, crashes, failure=self._failure, missed=self._crash_watch.missed
         )
+        if waiting:
+            facts = dataclasses.replace(facts, around=dataclasses.replace(facts.around, raw_waiting=waiting))
         if not facts.crash_loaded and self._note_unloaded(facts, config):
             facts = dataclasses.replace(facts, held=self._hold_file().read())
         if self._watch is not None:

@@ -74,6 +74,7 @@ class Code(enum.StrEnum):
     CMA_IGNORED = "cma-ignored"
     TARGET_SPACE_LOW = "target-space-low"
     TARGET_DEGRADED = "target-degraded"
+    RAW_WAITING = "raw-waiting"
     IMAGE_APPRAISED = "image-appraised"
     OOPS_NOT_CAPTURED = "oops-not-captured"
     CRASH_WITHOUT_DUMP = "crash-without-dump"
@@ -211,7 +212,7 @@ class Surroundings:
     `cma_missing` means that the command line asks for ,cma and the kernel set no such area aside. `image_appraised`
     means that IMA wants a signature on the image. `free_bytes` is of the target, None while it is not mounted, and
     `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown. `target_troubles` are those
-    of targets that cannot be used, where another one can.
+    of targets that cannot be used, where another one can; `raw_waiting` names crashes that lie on raw devices.
     """
 
     next_boot: NextBoot = dataclasses.field(default_factory=NextBoot)
@@ -224,6 +225,7 @@ class Surroundings:
     free_bytes: int | None = None
     dump_bytes: int = 0
     target_troubles: tuple[Trouble, ...] = ()
+    raw_waiting: tuple[str, ...] = ()
     last_capture: LastCapture | None = None
     last_test: LastTest | None = None
 

@@ -66,6 +66,12 @@ def _target(facts: Facts) -> Iterator[Reason]:
             sentence=f"One of the targets in kdump.conf cannot be used, the others can: {trouble.sentence}",
             cure=trouble.hint,
         )
+    if facts.around.raw_waiting:
+        yield Reason(
+            code=Code.RAW_WAITING,
+            sentence=f"Dumps wait on a raw device to be copied: {', '.join(facts.around.raw_waiting)}",
+            cure="journalctl -u kdumpd-recover; then: systemctl start kdumpd-recover",
+        )
     free, need = facts.around.free_bytes, facts.around.dump_bytes
     if free is not None and free < need:
         yield Reason(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.capture import Destination, LocalDestination, SshDestination
+from kdumpd.config.capture import Destination, LocalDestination, RawDestination, SshDestination
 from kdumpd.errors import UnsupportedError
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC, LocalDisk
 from kdumpd.targets.target import Target
@@ -36,4 +36,8 @@ def _plain(destination: Destination, mountpoint: Path, device_deadline_sec: floa
         from kdumpd.targets.ssh import SshServer  # brings paramiko along
 
         return SshServer(destination)
+    if isinstance(destination, RawDestination):
+        from kdumpd.targets.raw import RawDisk
+
+        return RawDisk(destination, device_deadline_sec)
     raise UnsupportedError(f"dumps cannot be sent to {destination}", hint="use a filesystem on a disk")

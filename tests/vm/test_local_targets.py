@@ -65,7 +65,7 @@ def test_lvm_on_a_mirror(scratch: Path) -> None:
 mdadm --create /dev/md7 --run --level=1 --raid-devices=2 --assume-clean $(disk disk0) $(disk disk1) || return 1
 lvm pvcreate -q /dev/md7 && lvm vgcreate -q lab-group /dev/md7 || return 1
 lvm lvcreate -q -Wn -L 150m -n dumps lab-group || return 1
-mke2fs -q -t ext4 /dev/mapper/lab--group-dumps || return 1
+/sbin/mke2fs -q -t ext4 /dev/mapper/lab--group-dumps || return 1
 mkdir -p /var/crash /etc && : >/etc/mtab
 mount -t ext4 /dev/mapper/lab--group-dumps /var/crash || return 1
 """
@@ -100,3 +100,33 @@ def test_usb_stick_by_label(scratch: Path) -> None:
     run(["debugfs", "-R", f'rdump "/" "{folder}"', str(disk)], timeout=120)
     (folder / "lost+found").rmdir()
     _judge(tiny.only_crash(folder), outcome)
+
+
+def test_raw_device(scratch: Path) -> None:
+    """Captured to a disk without a filesystem, twice over, and copied out of it as the service does."""
+    disk = scratch / "raw.raw"
+    with disk.open("wb") as file:
+        file.truncate(192 << 20)
+    outcome = tiny.crash("raw /dev/vdb\npath /crash\n", scratch, disks=[tiny.Disk(path=disk)])
+    assert "SAVED /dev/vdb (raw)" in outcome.capture
+    words = ["/usr/bin/python3", "-m", "kdumpd.crashes.recover", "--device", str(disk), "--root", str(scratch)]
+    run([*words, "--path", "/crash"], timeout=120, cwd=tiny.TOP)
+    _judge(tiny.only_crash(scratch / "crash"), outcome)
+
+
+def test_a_raw_device_that_somebody_made_a_filesystem_on(scratch: Path) -> None:
+    """After the image was built: the filesystem stays, the machine comes back, nothing claims success."""
+    disk = scratch / "raw.raw"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    outcome = tiny.crash(
+        "raw /dev/vdb\n",
+        scratch,
+        disks=[tiny.Disk(path=disk)],
+        tools=["/usr/sbin/mke2fs"],
+        faults='/sbin/mke2fs -q -F -t ext4 -L precious "$(disk disk0)"',
+    )
+    assert "holds an ext2, ext3 or ext4 filesystem, which a raw dump would destroy" in outcome.capture
+    assert "SAVED" not in outcome.capture
+    assert "failure action: reboot" in outcome.capture
+    run(["e2fsck", "-fn", str(disk)], timeout=60)

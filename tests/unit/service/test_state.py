@@ -186,6 +186,11 @@ def test_a_person_may_replace_and_repeat() -> None:
             "target-degraded",
             "One of the targets in kdump.conf cannot be used, the others can: No UUID=3",
         ),
+        (
+            {"raw_waiting": ("h-1 on /dev/vdb",)},
+            "raw-waiting",
+            "Dumps wait on a raw device to be copied: h-1 on /dev/vdb",
+        ),
         ({"free_bytes": MIB, "dump_bytes": 3 * MIB - 1}, "target-space-low", "1 MiB are free where dumps go"),
         ({"image_appraised": True}, "image-appraised", "IMA"),
         ({"triggers": Triggers(panics=(("oops", False),))}, "oops-not-captured", "panic_on_oops is 0"),

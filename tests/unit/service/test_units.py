@@ -21,6 +21,7 @@ LIMITS = {
     "kdumpd-load-tool@.service": 20,
     "kdumpd-build@.service": 30,
     "kdumpd-test-crash.service": 20,
+    "kdumpd-recover.service": 20,
 }
 
 

@@ -19,7 +19,8 @@ quiet machine. The disks are plain raw files and can be looked at afterwards; wh
 
 Network cards and the like: `words` go on QEMU's command line, `modules` are loaded by the first system and `config`
 is any kdump.conf. `edit` may change the packed image before it is loaded (append an archive, say), `during` gets the
-machine while it captures (QMP, console). Programs of the host that `setup` needs are named in `tools`.
+machine while it captures (QMP, console). Programs of the host that `setup` needs are named in `tools` and called by
+their paths, /sbin/NAME: busybox prefers its own.
 """
 
 from __future__ import annotations
