@@ -18,13 +18,15 @@ from kdumpd.config import Config, read_config
 from kdumpd.config.targets import RawTarget
 from kdumpd.crashes.index import read_crash
 from kdumpd.crashes.verify import verify
-from kdumpd.dumpfile.manifest import DUMP_NAME, INCOMPLETE_NAME, MANIFEST_NAME, Manifest
+from kdumpd.dumpfile.manifest import DUMP_NAME, ENCRYPTED_SUFFIX, INCOMPLETE_NAME, MANIFEST_NAME, Manifest
 from kdumpd.errors import KdumpError, NoSpaceError, TargetError
 from kdumpd.host import blockdev, rawdisk
 from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.raw import RawDevice
 from kdumpd.targets.raw_layout import SLOT_BYTES, RawCrash, RawFile, newest
 
+# The final name of a dump, and the one that it has until its checksums are right.
+_DUMPS = {f"{DUMP_NAME}{suffix}": f"{INCOMPLETE_NAME}{suffix}" for suffix in ("", ENCRYPTED_SUFFIX)}
 _PIECE_BYTES = 1 << 20
 # The machine goes on working on that filesystem.
 _KEPT_FREE_BYTES = 64 << 20
@@ -61,15 +63,15 @@ def _recover_one(raw: RawDevice, crash: RawCrash, root: Path, directory: str) ->
         return f"the crash {crash.name} on {raw.path} was copied before, to {there}"
     _require_room(root, directory, sum(file.size_bytes for file in crash.files))
     with CrashDirectory.create(root, directory, crash.name) as folder:
-        for name, file in files.items():
-            if name not in (MANIFEST_NAME, DUMP_NAME, f"{MANIFEST_NAME}.tmp"):
-                _copy(raw, file, folder, name)
         problem = None
-        if DUMP_NAME in files:
-            _copy(raw, files[DUMP_NAME], folder, INCOMPLETE_NAME)
-            problem = _dump_problem(raw, files[DUMP_NAME], manifest)
-            if problem is None:
-                folder.rename(INCOMPLETE_NAME, DUMP_NAME)
+        for name, file in files.items():
+            if name in _DUMPS:
+                _copy(raw, file, folder, _DUMPS[name])
+                problem = _dump_problem(raw, file, manifest)
+                if problem is None:
+                    folder.rename(_DUMPS[name], name)
+            elif name not in (MANIFEST_NAME, f"{MANIFEST_NAME}.tmp"):
+                _copy(raw, file, folder, name)
         if manifest is not None:
             with folder.create_file(f"{MANIFEST_NAME}.tmp") as output:
                 output.write_at(0, manifest)
@@ -132,7 +134,7 @@ def _dump_problem(raw: RawDevice, file: RawFile, text: bytes | None) -> str | No
     if text is None:
         return "there is no manifest"
     record = Manifest.from_json(text.decode(errors="replace"), MANIFEST_NAME).dump
-    if record is None or record.size_bytes != file.size_bytes:
+    if record is None or record.name != file.name or record.size_bytes != file.size_bytes:
         return "its size is another one than in the manifest"
     regions: list[tuple[int, int, str | None]] = [
         (region.offset, region.size_bytes, region.sha256) for region in record.regions

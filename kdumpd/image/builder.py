@@ -91,7 +91,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
     paths = kmodules.modules_for(index, request.targets, kernel_config, request.root, tree.notes)
-    contents.add_modules(tree, index, request.kernel.release, paths)
+    contents.add_modules(tree, index, request.kernel.release, paths, request.root)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")

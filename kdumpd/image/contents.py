@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, os_reason
-from kdumpd.image import bytecode, elf, kmodules, pyclosure
+from kdumpd.image import bytecode, elf, firmware, kmodules, pyclosure
 from kdumpd.image.cpio import Entry
 from kdumpd.image.origin import Origin
 from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
@@ -182,12 +182,28 @@ def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origi
             tree.add_file(path, origin.place(path))
 
 
-def add_modules(tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str]) -> None:
-    """The kernel modules and the list that init loads."""
+def add_modules(
+    tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str], root: Path = Path("/")
+) -> None:
+    """The kernel modules with the firmware that they name, and the list that init loads."""
     lines = []
     for path in paths:
         source = index.folder / path
         place = f"usr/lib/modules/{release}/{path.partition('.ko')[0]}.ko"
-        tree.add_file(place, str(source), kmodules.read_module(source))
+        data = kmodules.read_module(source)
+        tree.add_file(place, str(source), data)
         lines.append(f"/{place}\n")
+        _add_firmware(tree, kmodules.module_name(path), firmware.firmware_names(data), release, root)
     tree.add_text(MODULES_PATH, "".join(lines))
+
+
+def _add_firmware(tree: Tree, module: str, names: Sequence[str], release: str, root: Path) -> None:
+    missing = []
+    for name in names:
+        found = firmware.find_firmware(name, release, root)
+        if found is None:
+            missing.append(name)
+        else:
+            tree.add_file(f"usr/lib/firmware/{name}", str(found), firmware.read_firmware(found))
+    if missing:
+        tree.notes.append(firmware.missing_note(module, missing))

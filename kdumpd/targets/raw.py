@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from kdumpd.config.capture import RawDestination
-from kdumpd.errors import NoSpaceError, TargetError, os_reason
+from kdumpd.dumpfile.stored import Stored, decoded
+from kdumpd.errors import DumpFormatError, NoSpaceError, TargetError, os_reason
 from kdumpd.targets.layers import bring_up
 from kdumpd.targets.raw_find import wait_for_disk
 from kdumpd.targets.raw_layout import DATA_AT, SLOT_BYTES, Contents, RawCrash, RawFile, encode, newest, rounded
@@ -239,6 +240,7 @@ class RawStore:
         self._files: dict[str, RawSink] = {}
         self._lock = threading.Lock()
         self.where = f"{where}, {self._name}"
+        self.notes: list[str] = []
         device.commit(self._others)  # the device is ours from now on
 
     def create_file(self, name: str) -> RawSink:
@@ -283,9 +285,35 @@ class RawStore:
     def _digest(self, file: RawSink) -> str | None:
         return hashlib.sha256(file.read_at(0, file.size)).hexdigest() if file.size <= _SMALL_FILE else None
 
-    def local_path(self, name: str) -> Path | None:
-        """None: a run of bytes on a device cannot be opened as a file."""
-        return None
+    def stored(self, name: str) -> Stored:
+        """As Store.stored."""
+        if name not in self._files:
+            raise DumpFormatError(f"{self.where} has no {name}")
+        return decoded(RawStored(self._files[name]))
+
+    def digest(self, name: str, offset: int, size: int) -> None:
+        """The kernel that wrote it is the only one who could tell."""
+
+
+class RawStored:
+    """A file on the device, read back (dumpfile.stored.Stored)."""
+
+    complete = True
+
+    def __init__(self, file: RawSink) -> None:
+        self._file = file
+        self.name = file.name
+        self.size = file.size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer at the end. Raises DumpFormatError."""
+        try:
+            return self._file.read_at(offset, size) if offset >= 0 else b""
+        except TargetError as error:
+            raise DumpFormatError(error.sentence, hint=error.hint) from error
+
+    def close(self) -> None:
+        """The device stays open."""
 
 
 def _open(path: Path) -> int:
