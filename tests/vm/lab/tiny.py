@@ -29,6 +29,7 @@ import dataclasses
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,11 @@ _EXCHANGE_MIB = 256
 _FROM_GUEST = 1 << 20
 _TO_GUEST = 64 << 20
 _UP = r"\[kdumpd\] capture kernel is up"
+# The attributes that first/init hands over.
+_ATTRIBUTE = re.compile(
+    r"(sys/.*?/(?:modalias|dev|size|partition|uuid|name|model|serial|level|metadata_version|array_state|raid_disks|"
+    r"initstate|address|type|operstate|ifindex|uevent|removable|wwid)):(.*)"
+)
 # How a disk hangs in the guest: QEMU's device, and the modules of the first system.
 _BUSES = {
     "virtio": ("virtio-blk-pci,drive={0},serial={0}", ("virtio_pci", "virtio_blk")),
@@ -227,8 +233,9 @@ def machine_root(facts: bytes, root: Path, kernel_files: whole.WholeKernel) -> N
         (root / path).symlink_to(target)
     texts: dict[str, str] = {}
     for line in (root / "facts/attributes").read_text(errors="surrogateescape").splitlines():
-        path, _, value = line.partition(":")
-        texts[path] = texts.get(path, "") + value + "\n"
+        # grep(1) puts a colon behind the path, and PCI addresses have some too.
+        if found := _ATTRIBUTE.match(line):
+            texts[found[1]] = texts.get(found[1], "") + found[2] + "\n"
     for path, text in texts.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, errors="surrogateescape")
