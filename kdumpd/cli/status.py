@@ -73,7 +73,7 @@ _CHECKS = (
         "image-missing",
     ),
     _Check("kdump.conf", frozenset({"config-error"}), "unsupported"),
-    _Check("target", frozenset({"target-unusable"}), "unsupported"),
+    _Check("target", frozenset({"target-unusable", "target-locked-in-capture"}), "unsupported"),
     _Check("image", frozenset({"image-missing", "image-stale", "image-damaged", "build-failed"}), "unloaded"),
     _Check(
         "loaded",
@@ -95,7 +95,15 @@ _CHECKS = (
 # Reasons that tell something without making a line fail.
 _UNPROVEN = "not-proven"
 _NOTES = frozenset(
-    {"config-warning", "next-boot-unreserved", "next-boot-differs", "cma-ignored", "target-space-low"}
+    {
+        "config-warning",
+        "next-boot-unreserved",
+        "next-boot-differs",
+        "cma-ignored",
+        "target-space-low",
+        "target-degraded",
+        "raw-waiting",
+    }
     | {"image-appraised", "oops-not-captured", "crash-without-dump", _UNPROVEN}
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from lab import image, proof, tiny, vmcore
 from lab.aptroot import run
 
@@ -63,6 +64,8 @@ def test_lvm_on_a_mirror(scratch: Path) -> None:
         disks.append(tiny.Disk(path=scratch / name))
     setup = f"""{_LVM}
 mdadm --create /dev/md7 --run --level=1 --raid-devices=2 --assume-clean $(disk disk0) $(disk disk1) || return 1
+mkdir -p /dev/disk/by-id
+ln -s ../../md7 /dev/disk/by-id/md-uuid-$(mdadm --detail --export /dev/md7 | sed -n s/^MD_UUID=//p)
 lvm pvcreate -q /dev/md7 && lvm vgcreate -q lab-group /dev/md7 || return 1
 lvm lvcreate -q -Wn -L 150m -n dumps lab-group || return 1
 /sbin/mke2fs -q -t ext4 /dev/mapper/lab--group-dumps || return 1
@@ -130,3 +133,12 @@ def test_a_raw_device_that_somebody_made_a_filesystem_on(scratch: Path) -> None:
     assert "SAVED" not in outcome.capture
     assert "failure action: reboot" in outcome.capture
     run(["e2fsck", "-fn", str(disk)], timeout=60)
+
+
+@pytest.mark.parametrize("kernel", ["6.12", "7"])
+def test_kernels_capture(kernel: str, scratch: Path) -> None:
+    """Newer kernels than 6.1, which the other tests crash; each captures itself."""
+    disk = scratch / "dumps.raw"
+    uuid = tiny.ext4(disk)
+    outcome = tiny.crash(f"ext4 UUID={uuid}\npath /crash\n", scratch, kernel=kernel, disks=[tiny.Disk(path=disk)])
+    _judge(tiny.take_ext4(disk, "/crash", scratch / "crash"), outcome)
