@@ -43,7 +43,7 @@ def build(options: Namespace) -> int:
     image = board.build(
         board.BoardRequest(
             kernel=kernel,
-            capture=capture_config(config, targets, _hostname(options.hostname, root), kernel.release),
+            capture=capture_config(config, targets, _hostname(options.hostname, root), kernel.release, root),
             origin=origin,
             modules=board.find_modules(options.modules, kernel, origin),
             disks=options.disk,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """kdumpd-collect: a filtered, compressed dump from a vmcore, as a command.
 
-The single word `capture` runs the whole capture from the settings in the image; everything else is a command line
-like makedumpfile's (collector.command_line).
+The word `capture` runs the whole capture from the settings in the image, as the supervisor orders; everything else is
+a command line like makedumpfile's (collector.command_line).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _whole_process()
     words = list(arguments)
-    if words == ["capture"]:
+    if words[:1] == ["capture"]:
         from kdumpd.collector.capture import Places, capture
+        from kdumpd.collector.supervised import parse_orders
 
-        return capture(Places())
+        return capture(Places(), parse_orders(words[1:]))
     return _command(words)
 
 

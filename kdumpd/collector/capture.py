@@ -1,31 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The order of work in the capture kernel: the log first, then the pages, the manifest last.
+"""The order of work in the capture kernel: the log first, then the pages, the manifest last; target after target.
 
 Started by the image's init as `python3 -m kdumpd.collector capture`; exit status 0 means a complete dump, anything
-else the failure action. Rebooting is init's business, whatever becomes of this program.
+else the failure action. Rebooting is init's business, whatever becomes of this program, and so is starting it again
+for the next target when it hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
-import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import kdumpd
 from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_dump
+from kdumpd.collector.early import EARLY_SEC, EarlyLog
+from kdumpd.collector.kernel_messages import read_messages
 from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
-from kdumpd.config.capture import CaptureConfig, Destination
+from kdumpd.collector.supervised import Answers, Orders
+from kdumpd.config.capture import CaptureConfig, Destination, host_label
+from kdumpd.config.model import Deadlines
 from kdumpd.dumpfile.manifest import (
     DUMP_NAME,
     ENCRYPTED_SUFFIX,
     INCOMPLETE_NAME,
     INTERNAL_FAULT,
+    KEXEC_LOG_NAME,
     LOG_NAME,
     MANIFEST_NAME,
     FileRecord,
@@ -35,11 +42,11 @@ from kdumpd.dumpfile.manifest import (
 from kdumpd.errors import DumpFormatError, KdumpError, os_reason
 from kdumpd.targets.choose import make_target
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC
-from kdumpd.targets.target import Store
+from kdumpd.targets.target import Store, Target
 from kdumpd.vmcore.kernel_log import panic_line
 
 _MANIFEST_ROOM = 64 << 10
-_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_LAST_SEC = 15.0  # of the whole capture: to write what is known, before the supervisor kills
 _PHASES = 2 + PHASES
 
 
@@ -52,32 +59,35 @@ class Places:
     vmcore: Path = Path("/proc/vmcore")
     mountpoint: Path = Path("/run/kdumpd/target")
     heartbeat: Path | None = Path("/run/kdumpd/alive")
+    answers: Path | None = Path("/run/kdumpd/answers")
+    kmsg: Path | None = Path("/dev/kmsg")
     device_deadline_sec: float = DEVICE_DEADLINE_SEC
 
 
 def crash_name(hostname: str, when_sec: int) -> str:
-    """The directory's name: host and UTC time of the crash. The name of a host is text from outside: only harmless
-    characters of it are used."""
-    host = _NAME.sub("_", hostname)[:64].lstrip(".-") or "unknown"
+    """The directory's name: host and UTC time of the crash."""
     stamp = datetime.datetime.fromtimestamp(when_sec, datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{host}-{stamp}"
+    return f"{host_label(hostname)}-{stamp}"
 
 
-def capture(places: Places) -> int:
+def capture(places: Places, orders: Orders = Orders()) -> int:  # noqa: B008 # it is frozen
     """Saves the crash. Returns the exit status; every failure ends in one sentence on the console."""
     progress = Progress(_PHASES, heartbeat=places.heartbeat)
+    answers = Answers(places.answers)
     try:
-        return _capture(places, progress)
+        return _capture(places, orders, progress, answers)
     except KdumpError as error:
-        progress.say(f"CAPTURE FAILED: {error}")
+        reason = str(error)
     except OSError as error:
-        progress.say(f"CAPTURE FAILED: {error.filename or 'the system'}: {os_reason(error)}")
+        reason = f"{error.filename or 'the system'}: {os_reason(error)}"
     except MemoryError:
-        progress.say("CAPTURE FAILED: out of memory (reserve more with crashkernel=)")
+        reason = "out of memory (reserve more with crashkernel=)"
+    progress.say(f"CAPTURE FAILED: {reason}")
+    answers.tell("reason", reason)
     return 1
 
 
-def _capture(places: Places, progress: Progress) -> int:
+def _capture(places: Places, orders: Orders, progress: Progress, answers: Answers) -> int:
     settings = CaptureConfig.from_json(places.settings.read_text(encoding="utf-8"), str(places.settings))
     started = time.time_ns() // 1000
     progress.phase("reading the log of the crashed kernel")
@@ -95,11 +105,32 @@ def _capture(places: Places, progress: Progress) -> int:
 
     crash_time = source.info.crash_time if source is not None else None
     name = crash_name(settings.hostname, crash_time or started // 1_000_000)
-    run = _Run(settings, progress, image_id(places.image), started, source, trouble, lines)
-    for destination in settings.destinations:
-        if run.deliver(destination, name, places):
+    run = _Run(settings, progress, image_id(places.image), started, source, trouble, lines, answers, places.kmsg)
+    if orders.because:
+        run.notes.append(f"an earlier run of the collector came to no end: {orders.because}")
+    chain = settings.destinations[orders.after :]
+    early = EarlyLog(
+        chain[1:] if lines else (), lambda destination: run.save_early(destination, chain[0], name, places)
+    )
+    run.log_is_safe = early.not_needed
+    for number, destination in enumerate(chain):
+        answers.tell("target", str(orders.after + number + 1))
+        until = _until(settings.deadlines, orders.until_sec, len(chain) - number)
+        if run.deliver(destination, name, places, until):
             return 0
+        early.settle(progress.alive)
+    answers.tell("reason", run.notes[-1] if run.notes else "no target is left to be tried")
     return 1
+
+
+def _until(deadlines: Deadlines, until_sec: int | None, targets_left: int) -> float | None:
+    """When (time.monotonic()) the next target's time is over: each of those left has an equal share of what is left, or
+    what kdump.conf gives it. The last seconds are for the manifest."""
+    if until_sec is None:
+        return None
+    now = time.monotonic()
+    share = max(0.0, until_sec - _LAST_SEC - now) / targets_left
+    return now + (share if deadlines.target_sec is None else min(share, deadlines.target_sec))
 
 
 class _Run:
@@ -114,9 +145,12 @@ class _Run:
         source: Source | None,
         trouble: KdumpError | None,
         lines: list[str],
+        answers: Answers = Answers(None),  # noqa: B008 # it says nothing
+        kmsg: Path | None = None,
     ) -> None:
         """`started` in microseconds since 1970. `source` is None when the memory cannot be read at all, for which
-        `trouble` is the reason."""
+        `trouble` is the reason. `log_is_safe` is called when the log lies on a target, `notes` go into each manifest.
+        """
         self._settings = settings
         self._progress = progress
         self._image = image
@@ -125,28 +159,32 @@ class _Run:
         self._trouble = trouble
         self._lines = lines
         self._panic = panic_line(lines)
-        self._notes: list[str] = []
-        self._dump = with_usable_codec(settings.dump, self._notes)
+        self._answers = answers
+        self._kmsg = kmsg
+        self._until: float | None = None
+        self.notes: list[str] = []
+        self.log_is_safe: Callable[[], None] = lambda: None
+        self._dump = with_usable_codec(settings.dump, self.notes)
 
-    def deliver(self, destination: Destination, name: str, places: Places) -> bool:
-        """Saves the crash there; whether the dump is complete. What goes wrong is told, and noted for the next one."""
+    def deliver(self, destination: Destination, name: str, places: Places, until: float | None = None) -> bool:
+        """Saves the crash there; whether the dump is complete. What goes wrong is told, and noted for the next one.
+        `until` is when the target's time is over."""
         progress = self._progress
-        progress.phase(f"reaching {destination}")
+        self._until = until
         if self._source is not None:
             self._source.steps.clear()  # they tell of the target before
         try:
-            target = make_target(
-                destination,
-                places.mountpoint,
-                encrypt_to=self._settings.encrypt_to,
-                device_deadline_sec=places.device_deadline_sec,
-            )
-            with target.open_crash(name, progress.alive) as store:
+            progress.phase(f"reaching {destination}")
+            target = self._target(destination, places.mountpoint, places)
+            with contextlib.ExitStack() as stack:
+                with self._limited():
+                    store = stack.enter_context(target.open_crash(name, progress.alive))
                 manifest = self._save(store)
                 where = store.where
         except KdumpError as error:
             self._failed(destination, str(error))
             return False
+        self._tell(destination, where, manifest)
         for step in manifest.steps:
             progress.say(f"{step.step}: {step.reason}")
         if manifest.result is Result.COMPLETE and manifest.dump is not None:
@@ -157,9 +195,47 @@ class _Run:
         self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
         return False
 
+    def save_early(self, destination: Destination, first: Destination, name: str, places: Places) -> bool:
+        """The log alone, while the `first` target does not answer; whether it is saved."""
+        reason = f"{first} had not answered after {EARLY_SEC:.0f} s, so that the log went here first"
+        try:
+            target = self._target(destination, places.mountpoint.with_name("early"), places)
+            with target.open_crash(name, lambda: None) as store:
+                log = self._save_log(store)
+                manifest = self._manifest(log, Outcome(), reason, dumped=False)
+                self._write_manifest(store, manifest)
+        except KdumpError as error:
+            self.notes.append(f"the log did not go to {destination} first: {error}")
+            return False
+        self._tell(destination, store.where, manifest)
+        return log is not None
+
+    def _target(self, destination: Destination, mountpoint: Path, places: Places) -> Target:
+        return make_target(
+            destination,
+            mountpoint,
+            encrypt_to=self._settings.encrypt_to,
+            device_deadline_sec=places.device_deadline_sec,
+        )
+
+    def _write_manifest(self, store: Store, manifest: Manifest) -> None:
+        with store.create_file(MANIFEST_NAME + ".tmp") as file:
+            file.write_at(0, manifest.to_json().encode())
+            file.sync()
+        store.rename(MANIFEST_NAME + ".tmp", MANIFEST_NAME)
+
+    def _limited(self) -> contextlib.AbstractContextManager[None]:
+        return self._progress.limited(self._until, "the time for this target is over (see deadline_total)")
+
+    def _tell(self, destination: Destination, where: str, manifest: Manifest) -> None:
+        self._answers.tell("result", manifest.result)
+        self._answers.tell("name", str(destination))
+        self._answers.tell("path", where)
+        self._answers.tell("told", "yes")
+
     def _failed(self, destination: Destination, reason: str) -> None:
         self._progress.say(f"CAPTURE FAILED on {destination}: {reason}")
-        self._notes.append(f"before this target {destination} was tried: {reason}")
+        self.notes.append(f"before this target {destination} was tried: {reason}")
 
     def _save(self, store: Store) -> Manifest:
         """Log, dump, manifest. Only a manifest that cannot be written raises."""
@@ -169,7 +245,7 @@ class _Run:
                 # A full disk must not take away the file that says that the disk is full.
                 manifest_file.reserve(_MANIFEST_ROOM)
             except KdumpError as error:
-                self._notes.append(str(error))
+                self.notes.append(str(error))
             log = self._save_log(store)
             outcome = Outcome()
             reason = str(self._trouble) if self._trouble is not None else None
@@ -179,8 +255,9 @@ class _Run:
                 dumped = outcome.size_bytes > 0
                 if not dumped:
                     store.remove(INCOMPLETE_NAME)
-                self._notes.extend(source.notes)
-            self._notes.extend((*outcome.notes, *store.notes))
+                self.notes.extend(source.notes)
+            self._save_messages(store)
+            self.notes.extend((*outcome.notes, *store.notes))
             manifest = self._manifest(log, outcome, reason, dumped)
             text = manifest.to_json().encode()
             manifest_file.write_at(0, text)
@@ -199,22 +276,36 @@ class _Run:
                 file.sync()
             store.sync()
         except KdumpError as error:
-            self._notes.append(f"the log was not saved: {error}")
+            self.notes.append(f"the log was not saved: {error}")
             self._progress.say(f"the log was not saved: {error}")
             return None
+        self.log_is_safe()
         self._progress.say(f"saved {LOG_NAME}: {len(self._lines)} lines")
         return FileRecord(name=LOG_NAME, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def _save_messages(self, store: Store) -> None:
+        """What this kernel said; without it a dump is as good."""
+        if self._kmsg is None:
+            return
+        try:
+            data = read_messages(self._kmsg)
+            with store.create_file(KEXEC_LOG_NAME) as file:
+                file.write_at(0, data)
+                file.sync()
+        except (KdumpError, OSError) as error:
+            self.notes.append(f"{KEXEC_LOG_NAME} was not saved: {error}")
 
     def _save_dump(self, store: Store, source: Source, outcome: Outcome) -> str | None:
         """None when the dump is complete and has its final name, else the reason why not."""
         options = DumpOptions.of(self._dump)
         try:
-            with store.create_file(INCOMPLETE_NAME) as file:
-                write_dump(source, file, outcome, options, self._progress)
-            stored = store.stored(INCOMPLETE_NAME) if options.verify else None
-            if stored is not None:
-                check_dump(stored, source, outcome, options, self._progress)
-                self._compare(store, outcome)
+            with self._limited():
+                with store.create_file(INCOMPLETE_NAME) as file:
+                    write_dump(source, file, outcome, options, self._progress)
+                stored = store.stored(INCOMPLETE_NAME) if options.verify else None
+                if stored is not None:
+                    check_dump(stored, source, outcome, options, self._progress)
+                    self._compare(store, outcome)
             store.rename(INCOMPLETE_NAME, DUMP_NAME)
         except KdumpError as error:
             return str(error)
@@ -266,7 +357,7 @@ class _Run:
             lowest_available_bytes=self._progress.lowest_available,
             timings_sec=outcome.timings_sec,
             steps=tuple(source.steps) if source is not None else (),
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
 

@@ -7,10 +7,15 @@ looks how much memory is left.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
+
+from kdumpd.errors import TargetError
 
 _INTERVAL_SEC = 1.0
 _REDRAW_SEC = 0.2
@@ -33,7 +38,20 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._open_line = False
         self._so_far = self._before = (0, 0)
+        self._limit: float | None = None
+        self._late = ""
+        self._limited_thread = 0
         self.lowest_available: int | None = None
+
+    @contextlib.contextmanager
+    def limited(self, at: float | None, late: str) -> Iterator[None]:
+        """From `at` (time.monotonic(); None for never) on, a report by this thread within the block raises TargetError
+        with the sentence `late`."""
+        self._limit, self._late, self._limited_thread = at, late, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._limit = None
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -72,12 +90,15 @@ class Progress:
         self.alive()
 
     def alive(self) -> None:
-        """Touches the heartbeat file."""
+        """Touches the heartbeat file. Raises TargetError when the time of `limited` is over."""
         if self._heartbeat is not None:
             self._heartbeat.touch()
         available = available_memory()
         if available is not None and (self.lowest_available is None or available < self.lowest_available):
             self.lowest_available = available
+        limit = self._limit
+        if limit is not None and time.monotonic() >= limit and threading.get_ident() == self._limited_thread:
+            raise TargetError(self._late)
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:

@@ -9,15 +9,22 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 from typing import Any, TypeAlias
 
 from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.disk_identity import DiskIdentity
-from kdumpd.config.model import Action, DumpSettings
+from kdumpd.config.model import DEFAULT_DEADLINES, NO_HOOKS, Action, Deadlines, DumpSettings, Hooks
 from kdumpd.errors import ConfigError
 
 SSH_KEY = "/etc/kdumpd/ssh/id_ed25519"
 KNOWN_HOSTS = "/etc/kdumpd/ssh/known_hosts"
+_HARMLESS = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def host_label(hostname: str) -> str:
+    """The name of a host as a part of a file name: it is text from outside, only harmless characters are used."""
+    return _HARMLESS.sub("_", hostname)[:64].lstrip(".-") or "unknown"
 
 
 class LayerKind(enum.StrEnum):
@@ -126,6 +133,7 @@ class CaptureConfig:
 
     `destinations` are tried in their order until one has the dump. `kernel` is the release of the kernel this image
     was made for. `encrypt_to` are public keys of age: with any, nothing is written that is not encrypted to them.
+    `hooks`, `extra_bins` and `extra_modules` are in the image besides what kdumpd itself needs.
     """
 
     hostname: str
@@ -135,6 +143,10 @@ class CaptureConfig:
     final_action: Action
     failure_action: Action
     encrypt_to: tuple[str, ...] = ()
+    deadlines: Deadlines = DEFAULT_DEADLINES
+    hooks: Hooks = NO_HOOKS
+    extra_bins: tuple[str, ...] = ()
+    extra_modules: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
@@ -157,6 +169,10 @@ class CaptureConfig:
             fields["final_action"] = Action(fields["final_action"])
             fields["failure_action"] = Action(fields["failure_action"])
             fields["encrypt_to"] = recipient_keys(" ".join(fields["encrypt_to"]))
+            fields["deadlines"] = Deadlines.from_dict(fields["deadlines"])
+            fields["hooks"] = Hooks.from_dict(fields["hooks"])
+            for name in ("extra_bins", "extra_modules"):
+                fields[name] = tuple(fields[name])
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(

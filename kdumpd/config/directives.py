@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every directive of kdump.conf but the targets: its name, and what its value changes in `Config`.
 
-Fields of `DumpSettings` are written "dump.field". What a target looks like is in `target_lines`, what a kernel command
-line may hold in `loading`.
+Fields of `DumpSettings` and `Deadlines` are written "dump.field" and "deadlines.field". What a target looks like is
+in `target_lines`, what a kernel command line may hold in `loading`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from kdumpd.config import loading
 from kdumpd.config.age_keys import recipient_keys
-from kdumpd.config.core_collector import parse_core_collector
-from kdumpd.config.model import Action, OnUnload
-from kdumpd.config.values import absolute_path, choice
+from kdumpd.config.core_collector import COMPRESSION_LEVELS, MAX_LEVEL, MAX_THREADS, parse_core_collector
+from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, OnUnload
+from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, whole_number, words
 
 Changes = dict[str, object]
 Reader = Callable[[str], Changes]
@@ -30,14 +31,76 @@ def _field(name: str, read: Callable[[str], object]) -> Reader:
     return lambda value: {name: read(value)}
 
 
+def _compress(value: str) -> Changes:
+    codec_text, *rest = value.split()
+    codec = choice(Compression, codec_text, "a way to pack pages")
+    level: int | None = None
+    if rest and rest != ["auto"]:
+        if codec not in COMPRESSION_LEVELS:
+            raise ValueError(f"{codec} has no levels; zstd and zlib do")
+        low, high = COMPRESSION_LEVELS[codec]
+        if len(rest) != 1 or not re.fullmatch(r"-?[0-9]{1,3}", rest[0]) or not low <= int(rest[0]) <= high:
+            raise ValueError(f"'{' '.join(rest)}' is not a level of {codec}; use auto or a number from {low} to {high}")
+        level = int(rest[0])
+    return {"dump.compression": codec, "dump.compression_level": level}
+
+
+def _levels(value: str) -> Changes:
+    levels = value.replace(",", " ").split()
+    if not levels or not all(re.fullmatch(r"[0-9]{1,2}", level) and int(level) <= MAX_LEVEL for level in levels):
+        raise ValueError(f"'{value}' is not a dump level from 0 to {MAX_LEVEL}, or several of them: 1,17,31")
+    return {"dump.levels": tuple(map(int, levels))}
+
+
+def _threads(value: str) -> Changes:
+    return {"dump.threads": None if value == "auto" else whole_number(value, 1, MAX_THREADS, "threads")}
+
+
+def _keep_free(value: str) -> Changes:
+    size, percent = size_or_percent(value)
+    return {"dump.keep_free_bytes": size, "dump.keep_free_percent": percent}
+
+
+def _extra_bins(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(absolute_path(word, "a program") for word in value.split()))
+
+
+def _program(name: str) -> Reader:
+    return _field(name, lambda text: one_path(text, "the program to run"))
+
+
+def _deadline(field: str, low: int, high: int) -> Reader:
+    return _field(f"deadlines.{field}_sec", lambda text: seconds(text, low, high))
+
+
+_DAY = 24 * 3600
 # A ValueError's text is the complaint.
 READERS: Mapping[str, Reader] = {
     "path": _field("path", lambda text: absolute_path(text, "path")),
     "sshkey": _field("sshkey", lambda text: absolute_path(text, "the file of the key")),
     "core_collector": _core_collector,
-    "final_action": _field("final_action", lambda text: choice(Action, text, "an action")),
+    "compress": _compress,
+    "level": _levels,
+    "threads": _threads,
+    "keep_free": _keep_free,
+    "keep_crashes": _field("keep_crashes", lambda text: whole_number(text, 1, 10_000, "crashes")),
+    "keep_days": _field("keep_days", lambda text: whole_number(text, 1, 36_500, "days")),
+    "final_action": _field("final_action", lambda text: choice(FINAL_ACTIONS, text, "an action")),
     "failure_action": _field("failure_action", lambda text: choice(Action, text, "an action")),
     "encrypt_to": _field("encrypt_to", recipient_keys),
+    "kdump_pre": _program("kdump_pre"),
+    "kdump_post": _program("kdump_post"),
+    "kdump_emergency": _program("kdump_emergency"),
+    "extra_bins": _field("extra_bins", _extra_bins),
+    "extra_modules": _field(
+        "extra_modules", lambda text: words(text, r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "the name of a kernel module")
+    ),
+    "deadline_total": _deadline("total", 60, _DAY),
+    "deadline_target": _deadline("target", 10, _DAY),
+    "deadline_network": _deadline("network", 5, 3600),
+    "deadline_stall": _deadline("stall", 30, 3600),
+    "deadline_hook": _deadline("hook", 1, 3600),
+    "shell_timeout": _deadline("shell", 0, _DAY),
     "on_unload": _field("on_unload", lambda text: choice(OnUnload, text, "a thing to do")),
     **{name: _field(name, read) for name, read in loading.READERS.items()},
 }
@@ -47,8 +110,8 @@ REPEATED = frozenset({"encrypt_to"})
 ALIASES = {"default": "failure_action"}
 # Directives of RHEL's language that change nothing in how this version captures: a note, not an error.
 WITHOUT_EFFECT = frozenset({
-    "extra_modules", "force_rebuild", "force_no_rebuild", "dracut_args", "auto_reset_crashkernel", "fence_kdump_args",
+    "force_rebuild", "force_no_rebuild", "dracut_args", "auto_reset_crashkernel", "fence_kdump_args",
 })  # fmt: skip
 # Those whose loss somebody would notice only after the crash: refused, rather than left out in silence.
-UNAVAILABLE = frozenset({"kdump_pre", "kdump_post", "kdump_emergency", "extra_bins", "fence_kdump_nodes"})
+UNAVAILABLE = frozenset({"fence_kdump_nodes"})
 OBSOLETE = frozenset({"options", "link_delay", "disk_timeout", "debug_mem_level", "blacklist"})

@@ -17,11 +17,17 @@ DEFAULT_PATH = "/var/crash"
 
 
 class Action(enum.StrEnum):
-    """What the machine does when the capture is over (kdump.conf(5): final_action, failure_action)."""
+    """What the machine does when the capture is over (kdump.conf(5)): the first three as final_action, all of them as
+    failure_action."""
 
     REBOOT = "reboot"
     HALT = "halt"
     POWEROFF = "poweroff"
+    SHELL = "shell"
+    DUMP_TO_ROOTFS = "dump_to_rootfs"
+
+
+FINAL_ACTIONS = (Action.REBOOT, Action.HALT, Action.POWEROFF)
 
 
 class OnUnload(enum.StrEnum):
@@ -55,7 +61,8 @@ class DumpSettings:
 
     `levels` are dump levels from 0 to 31: the first is wanted, the next ones are for when the target is too small.
     `compression_level` None leaves it to the collector, as `threads` None or 0 does with one a cpu. `elf` and
-    `flattened` are other formats than kdump-compressed, and may come together.
+    `flattened` are other formats than kdump-compressed, and may come together. `keep_free_bytes`, and
+    `keep_free_percent` of what is free when the capture begins, are left free on the target.
     """
 
     levels: tuple[int, ...] = (0,)
@@ -66,6 +73,8 @@ class DumpSettings:
     flattened: bool = False
     checksums: bool = True
     verify: bool = True
+    keep_free_bytes: int = 0
+    keep_free_percent: int = 0
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DumpSettings:
@@ -76,6 +85,9 @@ class DumpSettings:
         for name in ("compression_level", "threads"):
             if not isinstance(raw[name], int | None):
                 raise TypeError(f"{name} is not a number")
+        for name in ("keep_free_bytes", "keep_free_percent"):
+            if not isinstance(raw[name], int) or raw[name] < 0:
+                raise TypeError(f"{name} is not a size")
         flags = ("elf", "flattened", "checksums", "verify")
         if not all(isinstance(raw[name], bool) for name in flags):
             raise TypeError(f"one of {', '.join(flags)} is neither true nor false")
@@ -85,6 +97,64 @@ class DumpSettings:
 
 # What a machine does whose kdump.conf says nothing of it.
 DEFAULT_DUMP = DumpSettings(levels=(31,), compression=Compression.ZSTD)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds that may pass in the capture kernel.
+
+    `total_sec` is for the whole capture from the start of the supervisor on; `target_sec` for one target of the chain,
+    None for equal shares; `network_sec` until a network is up; `stall_sec` without a sign of life of the collector;
+    `hook_sec` for each program of the administrator's; `shell_sec` for the shell of failure_action, 0 without an end.
+    """
+
+    total_sec: int = 3600
+    target_sec: int | None = None
+    network_sec: int = 60
+    stall_sec: int = 120
+    hook_sec: int = 60
+    shell_sec: int = 300
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Deadlines:
+        """Reads what dataclasses.asdict and JSON made of it. Raises TypeError or KeyError."""
+        fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
+        for name, value in fields.items():
+            if isinstance(value, bool) or not (isinstance(value, int) or (value is None and name == "target_sec")):
+                raise TypeError(f"{name} is not a number")
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Programs of the administrator's that the supervisor runs, as paths, in their order.
+
+    `pre` are those of pre.d and so on; the others are of the directives, one each or none.
+    """
+
+    kdump_pre: tuple[str, ...] = ()
+    pre: tuple[str, ...] = ()
+    post: tuple[str, ...] = ()
+    kdump_post: tuple[str, ...] = ()
+    emergency: tuple[str, ...] = ()
+    kdump_emergency: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Hooks:
+        """Reads what dataclasses.asdict and JSON made of it. Raises TypeError or KeyError."""
+        fields = {field.name: tuple(raw[field.name]) for field in dataclasses.fields(cls)}
+        if not all(isinstance(path, str) for paths in fields.values() for path in paths):
+            raise TypeError("a hook is not text")
+        return cls(**fields)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(path for field in dataclasses.fields(self) for path in getattr(self, field.name)))
+
+
+DEFAULT_DEADLINES = Deadlines()
+NO_HOOKS = Hooks()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +175,10 @@ class Config:
     """kdump.conf and its drop-ins, merged.
 
     `targets` are tried in their order; without one it is the filesystem that holds `path`. `sshkey` is the file of the
-    private key for ssh targets, None for kdumpd's own. `encrypt_to` are public keys of age.
+    private key for ssh targets, None for kdumpd's own. `encrypt_to` are public keys of age. `kdump_pre`, `kdump_post`
+    and `kdump_emergency` are programs that run before, after and when no dump was made; `extra_bins` and
+    `extra_modules` are to be in the image too. `keep_crashes` and `keep_days` say which dumps may be removed once
+    there are newer ones; None for none.
 
     The last fields are about loading: `commandline` stands in for the running kernel's, `nr_cpus` is None for the
     service's own choice.
@@ -118,6 +191,14 @@ class Config:
     final_action: Action = Action.REBOOT
     failure_action: Action = Action.REBOOT
     encrypt_to: tuple[str, ...] = ()
+    deadlines: Deadlines = DEFAULT_DEADLINES
+    kdump_pre: str | None = None
+    kdump_post: str | None = None
+    kdump_emergency: str | None = None
+    extra_bins: tuple[str, ...] = ()
+    extra_modules: tuple[str, ...] = ()
+    keep_crashes: int | None = None
+    keep_days: int | None = None
     on_unload: OnUnload = OnUnload.RELOAD
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
     commandline: str | None = None

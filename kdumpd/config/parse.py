@@ -15,15 +15,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kdumpd.config import target_lines
 from kdumpd.config.directives import ALIASES, OBSOLETE, READERS, REPEATED, UNAVAILABLE, WITHOUT_EFFECT
-from kdumpd.config.model import Config, Problem
+from kdumpd.config.model import Compression, Config, Problem
 from kdumpd.config.targets import Target
 from kdumpd.config.values import did_you_mean
 
 CONFIG_FILE = "etc/kdump.conf"
 DROPIN_DIR = "etc/kdump.conf.d"
+_COLLECTOR = ("dump.levels", "dump.compression", "dump.threads")
 
 
 def directives() -> frozenset[str]:
@@ -120,14 +122,25 @@ class _File:
 
 def parse_config(files: Sequence[tuple[str, str]]) -> Config:
     """Merges the texts of `files`, (name, text) each, in the order in which they override each other."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, text in files:
         file = _File(name)
         file.read(text)
-        values.update(file.changes())
+        changes = file.changes()
+        if "dump" in changes:
+            # A core_collector says all that there is to say; only lines beside it or in later files change that.
+            values = {key: value for key, value in values.items() if not key.startswith(_COLLECTOR)}
+        values.update(changes)
         problems.extend(file.problems)
-    return dataclasses.replace(Config(problems=tuple(problems)), **values)  # type: ignore[arg-type]  # keys are fields
+    config = Config(problems=tuple(problems))
+    for key in [key for key in values if "." in key]:
+        group, _, field = key.partition(".")
+        values[group] = dataclasses.replace(values.get(group, getattr(config, group)), **{field: values.pop(key)})
+    found = dataclasses.replace(config, **values)
+    if found.dump.elf and found.dump.compression is not Compression.NONE:
+        return dataclasses.replace(found, dump=dataclasses.replace(found.dump, compression=Compression.NONE))
+    return found
 
 
 def config_files(root: Path) -> list[Path]:

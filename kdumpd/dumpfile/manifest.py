@@ -20,6 +20,7 @@ MANIFEST_NAME = "manifest.json"
 DUMP_NAME = "vmcore"
 INCOMPLETE_NAME = "vmcore.incomplete"
 LOG_NAME = "vmcore-dmesg.txt"
+KEXEC_LOG_NAME = "kexec-dmesg.log"
 ENCRYPTED_SUFFIX = ".age"
 FORMAT = 1
 INTERNAL_FAULT = "internal fault"

@@ -9,13 +9,15 @@ device is made of is the business of `storage`, drivers are that of `blockdev`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from kdumpd.config.capture import Destination, LocalDestination, RawDestination
 from kdumpd.config.disk_identity import read_identity
-from kdumpd.config.model import Config
+from kdumpd.config.model import Action, Config
 from kdumpd.config.targets import LocalTarget, RawTarget, Target
 from kdumpd.errors import KdumpError, TargetError, UnsupportedError
 from kdumpd.host import blockdev, rawdisk, storage
@@ -116,18 +118,33 @@ def resolve_all(config: Config, root: Path = Path("/")) -> Resolution:
     Raises the error of the first one when none can be used: TargetError when there is no such device, or no block
     device behind the path; UnsupportedError when the capture kernel could not bring it up.
     """
+    wanted: list[Callable[[], ResolvedTarget]] = [
+        functools.partial(_explicit, target, config.path, root) for target in config.targets
+    ]
     if not config.targets:
-        return Resolution(targets=(_default(config.path, root),))
-    targets: list[ResolvedTarget] = []
+        wanted.append(functools.partial(_default, config.path, root))
+    if config.failure_action is Action.DUMP_TO_ROOTFS:
+        wanted.append(functools.partial(_root_filesystem, config.path, root))
+    targets: dict[Destination, ResolvedTarget] = {}
     troubles: list[KdumpError] = []
-    for target in config.targets:
+    for resolve in wanted:
         try:
-            targets.append(_explicit(target, config.path, root))
+            found = resolve()
+            targets.setdefault(found.destination, found)
         except KdumpError as error:
             troubles.append(error)
     if not targets:
         raise troubles[0]
-    return Resolution(targets=tuple(targets), troubles=tuple(troubles))
+    return Resolution(targets=tuple(targets.values()), troubles=tuple(troubles))
+
+
+def _root_filesystem(directory: str, root: Path) -> ResolvedTarget:
+    """The folder `directory` of the filesystem of /, whatever is mounted on that folder here."""
+    found = _default("/", root)
+    if not isinstance(found.destination, LocalDestination):
+        return found
+    inside = PurePosixPath(found.destination.directory) / directory.lstrip("/")
+    return dataclasses.replace(found, destination=dataclasses.replace(found.destination, directory=str(inside)))
 
 
 def _default(wanted: str, root: Path) -> ResolvedTarget:

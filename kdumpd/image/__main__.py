@@ -109,7 +109,7 @@ def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]
     kernel = find_kernel(options.kernel, options.root)
     resolved = resolve_targets(config, options.root)
     request = BuildRequest(
-        capture=capture_config(config, resolved, os.uname().nodename, kernel.release),
+        capture=capture_config(config, resolved, os.uname().nodename, kernel.release, options.root),
         kernel=kernel,
         targets=resolved,
         output=_output(options),

@@ -26,7 +26,7 @@ from kdumpd.errors import BuildError, LoadError, NotFoundError, UnsupportedError
 from kdumpd.host.kernel_image import KernelHeader, read_header, unpacked
 from kdumpd.host.kernels import Kernel, is_release, parse_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, elf, kmodules, pack, pyclosure, verify
+from kdumpd.image import contents, cpio, elf, kmodules, pack, programs, pyclosure, verify
 from kdumpd.image.builder import NEEDED_OPTIONS, applets_of
 from kdumpd.image.capture import find_init
 from kdumpd.image.origin import PYTHON, Origin, applets
@@ -189,6 +189,8 @@ def build(request: BoardRequest) -> BoardImage:
     with origin.python(kernel.arch) as interpreter, _staged(origin) as package:
         _require_version(interpreter, origin)
         closure = _of_origin(pyclosure.find_closure(interpreter, package), origin, Path(interpreter).parent)
+        capture = request.capture
+        elfs += programs.add_programs(tree, capture.hooks, capture.extra_bins, origin.root, origin)
         elfs += contents.add_python(tree, closure, package, interpreter, origin)
     contents.add_libraries(tree, elfs, closure.mapped, origin)
     return _packed(tree, kernel)
@@ -287,7 +289,9 @@ def _modules(request: BoardRequest, index: kmodules.ModuleIndex) -> tuple[str, .
     names = [name.replace("-", "_") for name in (*request.drivers, *disks)]
     targets = [ResolvedTarget(destination=destination, block=None) for destination in request.capture.destinations]
     drivers = kmodules.order(index, names)
-    others = kmodules.modules_for(index, targets, dict(request.kernel.config or {}), request.origin.root)
+    others = kmodules.modules_for(
+        index, targets, dict(request.kernel.config or {}), request.origin.root, extra=request.capture.extra_modules
+    )
     return tuple(dict.fromkeys((*drivers, *others)))
 
 

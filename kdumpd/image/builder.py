@@ -23,7 +23,7 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
 from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, pyclosure, storage, verify
+from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, programs, pyclosure, storage, verify
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     INITRD_NAME,
@@ -90,7 +90,9 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     if facts is not None:
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
-    paths = kmodules.modules_for(index, request.targets, kernel_config, request.root, tree.notes)
+    paths = kmodules.modules_for(
+        index, request.targets, kernel_config, request.root, tree.notes, request.capture.extra_modules
+    )
     contents.add_modules(tree, index, request.kernel.release, paths, request.root)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
@@ -99,6 +101,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     elfs += storage.add_tools(tree, request.targets)
     requested = ("cryptography",) if request.capture.encrypt_to else ()
     closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, requested)
+    elfs += programs.add_programs(tree, request.capture.hooks, request.capture.extra_bins, request.root)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)
     contents.add_libraries(tree, elfs, closure.mapped)
     return tree

@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the capture kernel is told, put together from kdump.conf and the resolved targets; and where init lies."""
+"""What the capture kernel is told, put together from kdump.conf, the resolved targets and the hooks; and
+where init lies."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdumpd.config.capture import CaptureConfig
-from kdumpd.config.model import Config
+from kdumpd.config.model import Config, Hooks
 from kdumpd.errors import BuildError
+from kdumpd.host.files import below
 from kdumpd.host.mounts import ResolvedTarget
 
+_HOOKS_DIR = "/etc/kdump"
 _INIT = "initramfs/busybox/init"
 # A checkout is asked first, so that what is tried out there is what runs.
 _PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
 
 
-def capture_config(config: Config, resolved: Sequence[ResolvedTarget], hostname: str, release: str) -> CaptureConfig:
-    """The settings of a capture by kernel `release` on machine `hostname`."""
+def capture_config(
+    config: Config, resolved: Sequence[ResolvedTarget], hostname: str, release: str, root: Path = Path("/")
+) -> CaptureConfig:
+    """The settings of a capture by kernel `release` on machine `hostname`, whose hooks are looked for below `root`."""
     return CaptureConfig(
         hostname=hostname,
         kernel=release,
@@ -26,7 +32,36 @@ def capture_config(config: Config, resolved: Sequence[ResolvedTarget], hostname:
         final_action=config.final_action,
         failure_action=config.failure_action,
         encrypt_to=config.encrypt_to,
+        deadlines=config.deadlines,
+        hooks=read_hooks(config, root),
+        extra_bins=config.extra_bins,
+        extra_modules=config.extra_modules,
     )
+
+
+def read_hooks(config: Config, root: Path = Path("/")) -> Hooks:
+    """The programs of kdump.conf and those in /etc/kdump/{pre,post,emergency}.d that may be executed, by name."""
+
+    def named(path: str | None) -> tuple[str, ...]:
+        return () if path is None else (path,)
+
+    return Hooks(
+        kdump_pre=named(config.kdump_pre),
+        pre=_folder("pre.d", root),
+        post=_folder("post.d", root),
+        kdump_post=named(config.kdump_post),
+        emergency=_folder("emergency.d", root),
+        kdump_emergency=named(config.kdump_emergency),
+    )
+
+
+def _folder(name: str, root: Path) -> tuple[str, ...]:
+    folder = below(root, f"{_HOOKS_DIR}/{name}")
+    try:
+        found = sorted(path for path in folder.iterdir() if path.is_file() and os.access(path, os.X_OK))
+    except OSError:
+        return ()
+    return tuple(f"{_HOOKS_DIR}/{name}/{path.name}" for path in found if " " not in path.name)
 
 
 def find_init(places: tuple[Path, ...] = _PLACES) -> Path:

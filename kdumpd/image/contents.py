@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, os_reason
-from kdumpd.image import bytecode, elf, firmware, kmodules, pyclosure
+from kdumpd.image import bytecode, elf, firmware, kmodules, pyclosure, supervisor
 from kdumpd.image.cpio import Entry
 from kdumpd.image.origin import Origin
 from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
@@ -23,10 +23,9 @@ from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
 BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
 # What init and the collector call; `applets` checks that this busybox has them.
 APPLETS = (
-    *("cat", "date", "dmesg", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
-    *("poweroff", "ps", "reboot", "rm", "sh", "sleep", "stat", "sync", "umount"),
+    *("cat", "date", "dmesg", "env", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
+    *("poweroff", "ps", "reboot", "rm", "setsid", "sh", "sleep", "stat", "sync", "touch", "umount"),
 )
-DEFAULT_DEADLINE_SECONDS = 3600
 _HERE = Origin()
 
 _FOLDERS = ("dev", "etc/kdumpd", "proc", "run", "sys", "tmp", "mnt")
@@ -104,7 +103,7 @@ def merged(path: str) -> str:
     return f"{_MERGED[first]}/{rest}" if separator and first in _MERGED else path.lstrip("/")
 
 
-def skeleton(capture: CaptureConfig, init: Path, deadline_seconds: int = DEFAULT_DEADLINE_SECONDS) -> Tree:
+def skeleton(capture: CaptureConfig, init: Path) -> Tree:
     """Folders, links, the console, init and its settings."""
     tree = Tree()
     for folder in (*_FOLDERS, *_MERGED.values()):
@@ -116,9 +115,8 @@ def skeleton(capture: CaptureConfig, init: Path, deadline_seconds: int = DEFAULT
     data, facts = read_source(str(init))
     tree.add(Entry(path="init", mode=stat.S_IFREG | 0o755, content=data), facts)
     tree.add_text("etc/kdumpd/capture.json", capture.to_json())
-    tree.add_text("etc/kdumpd/final-action", f"{capture.final_action}\n")
-    tree.add_text("etc/kdumpd/failure-action", f"{capture.failure_action}\n")
-    tree.add_text("etc/kdumpd/deadline", f"{deadline_seconds}\n")
+    for path, text in supervisor.supervisor_files(capture).items():
+        tree.add_text(path, text)
     return tree
 
 

@@ -45,7 +45,7 @@ def freshness(
         reasons.append(f"files in the image changed on the host: {', '.join(changed[:_NAMED_FILES])}{more}")
     reasons.extend(_own_files(record))
     if targets and not reasons:
-        reasons.extend(_modules(record, kernel, targets, root))
+        reasons.extend(_modules(record, capture, kernel, targets, root))
     return tuple(reasons)
 
 
@@ -113,11 +113,13 @@ def _own_files(record: ImageRecord) -> list[str]:
         return [error.sentence]
 
 
-def _modules(record: ImageRecord, kernel: Kernel, targets: Sequence[ResolvedTarget], root: Path) -> list[str]:
+def _modules(
+    record: ImageRecord, capture: CaptureConfig, kernel: Kernel, targets: Sequence[ResolvedTarget], root: Path
+) -> list[str]:
     try:
         index = kmodules.read_index(kernel)
         config = read_kernel_config(kernel.release, root)
-        wanted = kmodules.modules_for(index, targets, config, root)
+        wanted = kmodules.modules_for(index, targets, config, root, extra=capture.extra_modules)
     except KdumpError as error:
         return [f"the modules for the target cannot be found any more: {error.sentence}"]
     used = [kmodules.module_name(path) for path in record.modules]

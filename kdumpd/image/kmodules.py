@@ -129,10 +129,12 @@ def modules_for(
     kernel_config: Mapping[str, str] | None,
     root: Path,
     notes: list[str] | None = None,
+    extra: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """As needed_modules, for all of `targets`; their devices are looked at below `root`.
+    """As needed_modules, for all of `targets`, whose devices are looked at below `root`; then those named `extra`.
 
-    A target for which this kernel lacks a driver becomes a sentence in `notes`, as long as another one can be used.
+    A target for which this kernel lacks a driver becomes a sentence in `notes`, as long as another one can be used, and
+    so does an extra module that it lacks.
     """
     names: list[str] = []
     failed: list[BuildError] = []
@@ -147,6 +149,10 @@ def modules_for(
                 notes.append(f"dumps cannot go to {target.destination}: {error.sentence}")
     if failed and not good:
         raise failed[0]
+    for name in (name.replace("-", "_") for name in extra):
+        names.append(name)
+        if notes is not None and name not in index.depends and name not in index.builtin:
+            notes.append(f"the kernel has no module {name}, which extra_modules names")
     return order(index, names)
 
 

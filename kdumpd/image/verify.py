@@ -35,8 +35,8 @@ _MUST_HAVE = (
     "usr/bin/python3",
     f"{IMAGE_PACKAGE}/collector/__main__.pyc",
     "etc/kdumpd/capture.json",
-    "etc/kdumpd/final-action",
-    "etc/kdumpd/failure-action",
+    "etc/kdumpd/supervisor",
+    "etc/kdumpd/note",
     MODULES_PATH,
     MANIFEST_PATH,
 )

@@ -73,7 +73,7 @@ class ImageReader:
         self.sources = frozenset(entry.source.path for entry in record.files if entry.source is not None)
         reasons: tuple[str, ...] = ()
         if kernel is not None and targets and not config.errors:
-            capture = capture_config(config, targets, os.uname().nodename, kernel.release)
+            capture = capture_config(config, targets, os.uname().nodename, kernel.release, self._places.root)
             reasons = freshness(record, capture, kernel, targets, self._places.root)
         modules = frozenset(name.lstrip("/") for name in record.modules)
         return Image(

@@ -243,7 +243,7 @@ class FakeBuilder:
         root = self._machine.root
         config = read_config(root)
         kernel = find_kernel(release, root)
-        capture = capture_config(config, resolve_targets(config, root), os.uname().nodename, release)
+        capture = capture_config(config, resolve_targets(config, root), os.uname().nodename, release, root)
         self.reading += 1
         time.sleep(self.seconds)  # as a real one, it does not see what changes after it began
         data = f"image {self.builds} of {capture.to_json()}".encode() * 50

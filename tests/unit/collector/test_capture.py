@@ -254,7 +254,7 @@ def places(tmp_path: Path, core: Path) -> Places:
     settings.write_text(dataclasses.replace(SETTINGS, destinations=MISSING).to_json())
     return Places(
         settings=settings, image=tmp_path / "image.json", vmcore=core, mountpoint=tmp_path / "mnt",
-        heartbeat=tmp_path / "alive", device_deadline_sec=0.3,
+        heartbeat=tmp_path / "alive", answers=tmp_path, kmsg=None, device_deadline_sec=0.3,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from kdumpd.config.capture import (
     RawDestination,
     SshDestination,
 )
-from kdumpd.config.model import DEFAULT_DUMP
+from kdumpd.config.model import DEFAULT_DUMP, Deadlines, Hooks
 from kdumpd.errors import ConfigError
 
 NAME = "/etc/kdump.conf"
@@ -68,6 +69,40 @@ def parse(text: str) -> Config:
             Config(final_action=Action.POWEROFF, failure_action=Action.HALT),
         ),
         ("default halt", Config(failure_action=Action.HALT)),
+        ("keep_crashes 5\nkeep_days 90", Config(keep_crashes=5, keep_days=90)),
+        (
+            "level 1, 17,31\ncompress zlib 9\nthreads 2",
+            Config(dump=DumpSettings(levels=(1, 17, 31), compression=Compression.ZLIB, compression_level=9, threads=2)),
+        ),
+        (
+            "compress none\nkeep_free 2G",
+            Config(dump=dataclasses.replace(DEFAULT_DUMP, compression=Compression.NONE, keep_free_bytes=2 << 30)),
+        ),
+        ("keep_free 10%", Config(dump=dataclasses.replace(DEFAULT_DUMP, keep_free_percent=10))),
+        (
+            "level 17\ncore_collector makedumpfile -c",
+            Config(dump=DumpSettings(levels=(17,), compression=Compression.ZLIB)),
+        ),
+        (
+            "failure_action shell\nshell_timeout 0",
+            Config(failure_action=Action.SHELL, deadlines=Deadlines(shell_sec=0)),
+        ),
+        (
+            "deadline_total 2h\ndeadline_target 10min\ndeadline_network 90\ndeadline_stall 45 s\ndeadline_hook 5s",
+            Config(deadlines=Deadlines(total_sec=7200, target_sec=600, network_sec=90, stall_sec=45, hook_sec=5)),
+        ),
+        (
+            "kdump_pre /usr/local/bin/pre\nkdump_post /var/crash/scripts/kdump-post.sh\nkdump_emergency /e.sh",
+            Config(
+                kdump_pre="/usr/local/bin/pre",
+                kdump_post="/var/crash/scripts/kdump-post.sh",
+                kdump_emergency="/e.sh",
+            ),
+        ),
+        (
+            "extra_bins /usr/bin/lftp /bin/ping /bin/ping\nextra_modules gfs2 nvme-fc",
+            Config(extra_bins=("/usr/bin/lftp", "/bin/ping"), extra_modules=("gfs2", "nvme-fc")),
+        ),
     ],
 )
 def test_values(text: str, expected: Config | None) -> None:
@@ -88,14 +123,29 @@ def test_values(text: str, expected: Config | None) -> None:
         ("path", "'path' has no value", True),
         ("\npath /a\npath /b", "'path' was already set in line 2", True),
         ("final_action dance", "'dance' is not an action; use one of reboot, halt, poweroff", True),
-        ("failure_action shell", "'shell' is not an action", True),
+        ("final_action shell", "'shell' is not an action; use one of reboot, halt, poweroff", True),
+        ("failure_action dump_to_root", "did you mean 'dump_to_rootfs'?", True),
+        ("level 32", "'32' is not a dump level from 0 to 31", True),
+        ("compress zst", "did you mean 'zstd'?", True),
+        ("compress zlib 10", "'10' is not a level of zlib; use auto or a number from 1 to 9", True),
+        ("compress lzo 3", "lzo has no levels", True),
+        ("threads 0", "'0' is not a number of threads from 1 to 1024", True),
+        ("keep_free lots", "'lots' is neither a size nor a share", True),
+        ("keep_crashes 0", "'0' is not a number of crashes from 1", True),
+        ("deadline_total 10 weeks", "'10 weeks' is not a time; write seconds", True),
+        ("deadline_total 5", "'5' is not between 60 and 86400 seconds", True),
+        ("deadline_stal 60", "did you mean 'deadline_stall'?", False),
+        ("kdump_pre x.sh", "the program to run must begin with a slash", True),
+        ("kdump_post /bin/x --flag", "one path without blanks", True),
+        ("extra_bins /bin/lftp lftp", "a program must begin with a slash, 'lftp' does not", True),
+        ("extra_modules gfs2 ../x", "'../x' is not the name of a kernel module", True),
         ("final_action rebot", "did you mean 'reboot'?", True),
         ("sshkey id_ed25519", "the file of the key must begin with a slash", True),
         ("core_collector scp", "core_collector 'scp' is not available", True),
         ("core_collector makedumpfile -d 32", "dump level '32'", True),
         ("core_collector makedumpfile -d", "option '-d' needs a value", True),
         ("core_collector makedumpfile --erase x", "option '--erase' is not known", True),
-        ("kdump_post /bin/x", "'kdump_post' is not available in this version", True),
+        ("fence_kdump_nodes node1", "'fence_kdump_nodes' is not available in this version", True),
         ("dracut_args --x", "'dracut_args' has no effect", False),
         ("link_delay 5", "'link_delay' is obsolete", False),
         ("path /a\x00b", "control character", True),
@@ -121,6 +171,13 @@ def test_a_later_file_overrides(tmp_path: Path) -> None:
     found = read_config(tmp_path)
     assert (found.path, found.final_action) == ("/three", Action.HALT)
     assert [str(problem) for problem in found.problems] == ["/etc/kdump.conf.d/20-a.conf:2: unknown directive 'oops'"]
+
+
+def test_a_later_core_collector_says_all_there_is_to_say() -> None:
+    found = parse_config([("a", "level 1\nkeep_free 1G\n"), ("b", "core_collector makedumpfile -c\nthreads 3\n")])
+    expected = DumpSettings(compression=Compression.ZLIB, threads=3, keep_free_bytes=1 << 30)
+    assert found.dump == expected
+    assert parse_config([("a", "core_collector makedumpfile -c\n"), ("b", "level 1\n")]).dump.levels == (1,)
 
 
 def test_no_file_is_the_default(tmp_path: Path) -> None:
@@ -155,7 +212,8 @@ DESTINATIONS = (
 )
 CAPTURE = CaptureConfig(
     hostname="h", kernel="6.1", destinations=DESTINATIONS, dump=DEFAULT_DUMP,
-    final_action=Action.REBOOT, failure_action=Action.HALT,
+    final_action=Action.REBOOT, failure_action=Action.HALT, deadlines=Deadlines(target_sec=77, shell_sec=0),
+    hooks=Hooks(kdump_pre=("/a",), post=("/b", "/c")), extra_bins=("/bin/lftp",), extra_modules=("gfs2",),
 )  # fmt: skip
 
 
@@ -170,6 +228,8 @@ def test_the_capture_kernels_settings_travel() -> None:
         text.replace('"halt"', '"dance"'),
         text.replace("2222", '"x"'),
         text.replace('"raw"', '"tape"'),
+        text.replace("77", '"x"'),
+        text.replace('"/b"', "1"),
         text.replace("fd00::1", "a").replace('"a"', "1"),
     ):
         with pytest.raises(ConfigError, match=r"^/s: not a capture configuration"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kdumpd.config.capture import LocalDestination
-from kdumpd.config.model import Config
+from kdumpd.config.model import Action, Config
 from kdumpd.config.targets import LocalTarget
 from kdumpd.errors import TargetError, UnsupportedError
 from kdumpd.host.mounts import mount_of, parse_mountinfo, real_path, resolve_all, resolve_targets
@@ -197,3 +197,18 @@ def test_this_machine_resolves_or_says_why() -> None:
         assert target.directory.startswith("/")
         assert block is not None
         assert Path("/sys/class/block", block).exists()
+
+
+def test_dump_to_rootfs_is_a_last_target(machine: Machine) -> None:
+    machine.mounts(ROOT + "28 27 8:2 / /var rw - ext4 /dev/sda2 rw\n")
+    asked = Config(failure_action=Action.DUMP_TO_ROOTFS)
+    first, last = (target.destination for target in resolve_targets(asked, machine.root))
+    assert isinstance(first, LocalDestination)
+    assert isinstance(last, LocalDestination)
+    assert (first.device, first.directory) == ("UUID=2222-bbbb", "/crash")
+    assert (last.device, last.directory) == ("UUID=1111-aaaa", "/var/crash")
+    machine.mounts(ROOT)
+    assert len(resolve_targets(asked, machine.root)) == 1  # it is the same place
+    gone = Config(targets=(LocalTarget(fstype="ext4", device="LABEL=gone"),), failure_action=Action.DUMP_TO_ROOTFS)
+    found = resolve_all(gone, machine.root)
+    assert (len(found.targets), len(found.troubles)) == (1, 1)

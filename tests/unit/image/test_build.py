@@ -82,8 +82,7 @@ def test_the_image_holds_what_the_capture_kernel_is_told(built: Built) -> None:
     request, record = built
     entries = _entries(request.output, record)
     assert entries["etc/kdumpd/capture.json"].content.decode() == request.capture.to_json()
-    assert entries["etc/kdumpd/final-action"].content == b"reboot\n"
-    assert entries["etc/kdumpd/failure-action"].content == b"poweroff\n"
+    assert b"\nfinal_action reboot\nfailure_action poweroff\n" in entries["etc/kdumpd/supervisor"].content
     modules = entries["etc/kdumpd/modules"].content.decode().split()
     assert [Path(module).name for module in modules] == ["libcrc32c.ko", "xfs.ko"]
     inside = json.loads(entries["etc/kdumpd/image.json"].content)

@@ -128,7 +128,7 @@ def _without(part: str) -> Callable[[dict[str, Entry]], None]:
         ("usr/bin/busybox", r"the link /usr/bin/.* leads to /usr/bin/busybox, which is not inside"),
         ("collector/__main__", r"collector/__main__\.pyc is missing"),
         ("dev/console", "/dev/console is missing"),
-        ("etc/kdumpd/failure-action", "failure-action is missing"),
+        ("etc/kdumpd/supervisor", "supervisor is missing"),
     ],
 )
 def test_a_part_that_is_missing_is_named(image: tuple[Path, ImageRecord], part: str, words: str) -> None:
