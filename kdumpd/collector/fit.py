@@ -40,7 +40,7 @@ class Plan:
 
 def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
     """Classifies for one level after the other until the dump fits. What was decided is added to `source.steps`."""
-    room = sink.free_bytes()
+    room = _room(sink, options)
     if room is None:
         level = options.levels[0]
         found = source.classify(level)
@@ -56,6 +56,14 @@ def fitting_plan(source: Source, sink: Sink, options: DumpOptions) -> Plan:
             return Plan(level=level, found=found, kept=found.kept, shortage=None, tight=need * _LOOSE > room)
         _tell(source, f"not-level-{level}", room, need, f"a dump of level {level}")
     return _reduced(source, options, level, found, room)
+
+
+def _room(sink: Sink, options: DumpOptions) -> int | None:
+    """Bytes that the dump may take; None when nobody knows."""
+    free = sink.free_bytes()
+    if free is None:
+        return None
+    return max(0, free - options.keep_free_bytes - free * options.keep_free_percent // 100)
 
 
 def _reduced(source: Source, options: DumpOptions, level: int, found: Classification, room: int) -> Plan:

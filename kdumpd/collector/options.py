@@ -27,6 +27,7 @@ class DumpOptions:
 
     `compression_level` None lets the collector choose. `checksums` takes the sha256 of each region while writing;
     `verify` reads the dump back before it gets its name. `elf` makes it an ELF core file, whose pages are not packed.
+    What is to be kept free on the target is as in DumpSettings.
     """
 
     levels: tuple[int, ...] = (0,)
@@ -36,6 +37,8 @@ class DumpOptions:
     checksums: bool = True
     verify: bool = True
     elf: bool = False
+    keep_free_bytes: int = 0
+    keep_free_percent: int = 0
 
     @classmethod
     def of(cls, settings: DumpSettings) -> Self:
@@ -48,6 +51,8 @@ class DumpOptions:
             checksums=settings.checksums,
             verify=settings.verify,
             elf=settings.elf,
+            keep_free_bytes=settings.keep_free_bytes,
+            keep_free_percent=settings.keep_free_percent,
         )
 
 

@@ -230,6 +230,24 @@ def _suse_collector(file: str, last: Mapping[str, Assignment], lost: list[Proble
         )
 
 
+def _number_kept(value: str) -> _Pairs:
+    """Debian: how many dumps are kept, 0 for all."""
+    return [] if value == "0" else [("keep_crashes", value)]
+
+
+def _old_kept(value: str) -> _Pairs:
+    """SUSE: how many are kept when the next one comes, -1 for all, -2 and 0 for none. The newest one stays here."""
+    if value == "-1":
+        return []
+    if not re.fullmatch(r"-2|[0-9]{1,4}", value):
+        raise _NoEquivalentError(f"'{value}' is not a number of dumps")
+    return [("keep_crashes", str(max(0, int(value)) + 1))]
+
+
+def _true_or(directive: str, yes: str, no: str) -> _Reader:
+    return lambda value: [(directive, yes if value.lower() in ("true", "yes", "1") else no)]
+
+
 def _true_is(directive: str, value: str, otherwise: str) -> _Reader:
     def read(text: str) -> _Pairs:
         if text.lower() in ("true", "yes", "1"):
@@ -240,7 +258,6 @@ def _true_is(directive: str, value: str, otherwise: str) -> _Reader:
 
 
 _KERNEL = "kdumpd arms the running kernel with an image of its own"
-_RETENTION = "kdumpd deletes no dumps"
 _MAIL = "kdumpd sends no mail; its journal entry has a MESSAGE_ID to watch, and on_crash runs programs"
 _LOGGING = "the journal and the console of the capture kernel say all there is"
 
@@ -264,7 +281,7 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "HOSTTAG": _only("hostname", "crash folders carry the host's name"),
         "KDUMP_DUMP_DMESG": _only("1", "the kernel log is always saved, and first"),
         "KDUMP_COMPRESSION": _lost("pages are packed one by one, see core_collector; the file is not packed again"),
-        "KDUMP_NUM_DUMPS": _only("0", _RETENTION),
+        "KDUMP_NUM_DUMPS": _number_kept,
         "KDUMP_KERNEL": _lost(_KERNEL),
         "KDUMP_INITRD": _lost(_KERNEL),
         "KDUMP_CMDLINE": _as("commandline"),
@@ -291,10 +308,10 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "KDUMP_DUMPLEVEL": _nothing,  # see _suse_collector
         "KDUMP_DUMPFORMAT": _nothing,
         "MAKEDUMPFILE_OPTIONS": _lost("write the options into core_collector"),
-        "KDUMP_CONTINUE_ON_ERROR": _true_is("failure_action", "reboot", "it asks for a shell, see failure_action"),
+        "KDUMP_CONTINUE_ON_ERROR": _true_or("failure_action", "reboot", "shell"),
         "KDUMP_IMMEDIATE_REBOOT": _true_is("final_action", "reboot", "it asks for a shell, see final_action"),
-        "KDUMP_KEEP_OLD_DUMPS": _only("-1", _RETENTION),
-        "KDUMP_FREE_DISK_SIZE": _lost("a dump that does not fit is kept as far as it was written"),
+        "KDUMP_KEEP_OLD_DUMPS": _old_kept,
+        "KDUMP_FREE_DISK_SIZE": lambda value: [("keep_free", f"{value}M")],
         "KDUMP_PRESCRIPT": _as("kdump_pre"),
         "KDUMP_POSTSCRIPT": _as("kdump_post"),
         "KDUMP_REQUIRED_PROGRAMS": _as("extra_bins"),
@@ -314,7 +331,7 @@ _READERS: Mapping[Dialect, Mapping[str, _Reader]] = {
         "KDUMP_HOST_KEY": _lost("host keys are taken from the known_hosts files"),
         "KDUMP_SSH_IDENTITY": _as("sshkey"),
         "KDUMP_NETCONFIG": _lost("the network of the running system is used"),
-        "KDUMP_NET_TIMEOUT": _lost("the time to wait for the network is fixed"),
+        "KDUMP_NET_TIMEOUT": _as("deadline_network"),
         "KDUMP_VERBOSE": _lost(_LOGGING),
         "KDUMP_NOTIFICATION_TO": _lost(_MAIL),
         "KDUMP_NOTIFICATION_CC": _lost(_MAIL),

@@ -15,7 +15,6 @@ import threading
 from pathlib import Path
 
 from kdumpd.crashes.index import Crash, Standing
-from kdumpd.crashes.on_crash import programs
 from kdumpd.crashes.verify import verify
 from kdumpd.host.units import have_units, instance
 from kdumpd.service.journal import Event, Journal
@@ -57,8 +56,6 @@ class CrashDuty:
             # Also without programs: an administrator may have tied units to this one.
             unit = f"kdumpd-on-crash@{instance(crash.name)}.service"
             words = ["systemctl", "--no-ask-password", "--quiet", "start", "--no-block", unit]
-        elif not programs(self._places.root):
-            return
         else:
             words = [sys.executable or "/usr/bin/python3", "-m", "kdumpd.crashes.on_crash"]
             words += ["--root", str(self._places.root), "--", crash.name]

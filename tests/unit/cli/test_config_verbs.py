@@ -66,11 +66,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, data: bytes | None, words: st
 
 
 def test_import_config(machine: FakeMachine) -> None:
-    machine.write("etc/default/kdump-tools", 'USE_KDUMP=1\nKDUMP_COREDIR="/srv/crash"\nKDUMP_NUM_DUMPS=3\n')
+    machine.write("etc/default/kdump-tools", 'USE_KDUMP=1\nKDUMP_COREDIR="/srv/crash"\nKDUMP_COMPRESSION=xz\n')
     where = machine.root / "etc/kdump.conf.d/50-imported.conf"
     done = kdumpctl("import-config", "--dry-run", f"--root={machine.root}")
     assert (done.returncode, done.stdout) == (0, "path /srv/crash\n")
-    assert "/etc/default/kdump-tools:3: '3' is not taken over" in " ".join(done.stderr.split())
+    assert "/etc/default/kdump-tools:3: 'xz' is not taken over" in " ".join(done.stderr.split())
     assert not where.exists()
     assert kdumpctl("import-config", f"--root={machine.root}").returncode == 0
     assert read_config(machine.root).path == "/srv/crash"

@@ -113,6 +113,19 @@ def test_without_room_for_headers_the_log_is_all(kernel: FakeKernel, tmp_path: P
     assert outcome.size_bytes == 0
 
 
+@pytest.mark.parametrize(("kept", "percent"), [(60 << 20, 0), (0, 95)])
+def test_room_that_is_to_stay_free_is_no_room(kernel: FakeKernel, kept: int, percent: int, tmp_path: Path) -> None:
+    options = DumpOptions(levels=(1, 31), codec=Codec.ZSTD, keep_free_bytes=kept, keep_free_percent=percent)
+    out = tmp_path / "out"
+    with (
+        Source.open(kernel.write(tmp_path / "core")) as source,
+        SmallDisk(os.open(out, os.O_RDWR | os.O_CREAT, 0o600), str(out)) as file,
+    ):
+        file.room = 64 << 20
+        write_dump(source, file, Outcome(), options, Progress(PHASES, stream=io.StringIO()))
+    assert steps(source) == ["not-level-1", "level-31"]
+
+
 @pytest.mark.parametrize(("flags", "mapcount", "rule"), [(1 << 4, -1, "cache"), (0, ~0x80, "free")])
 def test_a_rule_that_leaves_out_what_must_stay_goes_off(
     kernel: FakeKernel, flags: int, mapcount: int, rule: str, tmp_path: Path

@@ -56,12 +56,16 @@ def messages(imported: Imported) -> str:
 def test_debian() -> None:
     imported = import_settings("/etc/default/kdump-tools", DEBIAN)
     assert imported.dialect is Dialect.DEBIAN
-    assert lines(imported) == ["path /srv/crash", "failure_action poweroff", "core_collector makedumpfile -c -d 17"]
+    assert lines(imported) == [
+        "path /srv/crash",
+        "failure_action poweroff",
+        "core_collector makedumpfile -c -d 17",
+        "keep_crashes 3",
+    ]
     said = messages(imported)
-    assert "/etc/default/kdump-tools:8: '3' is not taken over" in said
     assert "/etc/default/kdump-tools:9: the value holds '$EXTRA" in said
     assert "hunter2" not in said + imported.to_text()
-    assert len(imported.problems) == 3
+    assert len(imported.problems) == 2
 
 
 def test_rhel() -> None:
@@ -79,8 +83,14 @@ def test_rhel() -> None:
 def test_suse() -> None:
     imported = import_settings("/etc/sysconfig/kdump", SUSE)
     assert imported.dialect is Dialect.SUSE
-    assert lines(imported) == ["path /var/crash", "final_action reboot", "core_collector makedumpfile -l -d 31"]
-    assert [problem.line for problem in imported.problems] == [6, 7, 8]
+    assert lines(imported) == [
+        "path /var/crash",
+        "final_action reboot",
+        "failure_action shell",
+        "keep_crashes 6",
+        "core_collector makedumpfile -l -d 31",
+    ]
+    assert [problem.line for problem in imported.problems] == [8]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,10 @@ def test_suse() -> None:
         ("KDUMP_SAVEDIR=ssh://me:secret@host/crash", "a password"),
         ("KDUMP_SAVEDIR=ssh://[fd00::1]:2222/crash", "ssh root@[fd00::1]:2222\npath /crash"),
         ("KDUMP_SAVEDIR=nfs://host/export", "nfs host:/export"),
+        ("KDUMP_KEEP_OLD_DUMPS=-1", ""),
+        ("KDUMP_KEEP_OLD_DUMPS=all", "'all' is not a number of dumps"),
+        ("KDUMP_FREE_DISK_SIZE=64", "keep_free 64M"),
+        ("KDUMP_NET_TIMEOUT=30", "deadline_network 30"),
         ("KDUMP_SAVEDIR=relative", "path must begin with a slash"),
         ("KDUMP_DUMPFORMAT=ELF", "the format 'ELF'"),
         ("KDUMP_DUMPFORMAT=snappy", "core_collector makedumpfile -p -d 31"),
