@@ -40,6 +40,8 @@ from kdumpd.vmcore.arrays import NDArray, ints
 # a power cut costs is bounded by both; the second bounds memory, too.
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_PAGES = 32 << 10
+# A stream that is cut keeps what came before: there descriptors follow their data without waiting, after so many bytes.
+_STREAM_BYTES = 1 << 20
 # Descriptors that lie nearer to each other than this are written in one piece, with what is between them.
 _NEAR = 512
 _PIECE = 1 << 20  # bytes of bitmap, and with the next a like amount of descriptors, copied at once
@@ -145,7 +147,7 @@ class DiskdumpWriter:
         self._bitmaps_digest = hashlib.sha256() if checksums else None
         self._fresh: list[tuple[NDArray[np.int64], _Table]] = []
         self._fresh_pages = 0
-        self._fresh_from = self._end
+        self._fresh_from = self._described_to = self._end
         self._syncing: _Sync | None = None
         self._synced: list[tuple[NDArray[np.int64], _Table]] = []
 
@@ -228,6 +230,8 @@ class DiskdumpWriter:
         self.written += len(table)
         self._fresh.append((ranks, table))
         self._fresh_pages += len(table)
+        if not self._sink.rewritable and self._end - self._described_to >= _STREAM_BYTES:
+            self._describe_fresh()
         if self._syncing is not None and self._syncing.done:
             self._await_sync()
         if self._fresh_pages >= _CHECKPOINT_PAGES or self._end - self._fresh_from >= _CHECKPOINT_BYTES:
@@ -250,6 +254,15 @@ class DiskdumpWriter:
         syncing.result()
         self.write_seconds += time.monotonic() - began
         parts, self._synced = self._synced, []
+        self._describe(parts)
+
+    def _describe_fresh(self) -> None:
+        """Sends the descriptors of all data that was sent before them."""
+        parts, self._fresh = self._fresh, []
+        self._described_to = self._end
+        self._describe(parts)
+
+    def _describe(self, parts: Sequence[tuple[NDArray[np.int64], _Table]]) -> None:
         if parts:
             ranks = np.concatenate([part[0] for part in parts])
             table = np.concatenate([part[1] for part in parts])
@@ -272,6 +285,8 @@ class DiskdumpWriter:
 
     def checkpoint(self) -> None:
         """Returns when all pages written so far can be read from the file, whatever happens next."""
+        if not self._sink.rewritable:
+            self._describe_fresh()
         self._await_sync()
         self._begin_sync()
         self._await_sync()
