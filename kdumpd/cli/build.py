@@ -46,6 +46,7 @@ def build(options: Namespace) -> int:
             capture=capture_config(config, targets, _hostname(options.hostname, root), kernel.release, root),
             origin=origin,
             modules=board.find_modules(options.modules, kernel, origin),
+            tree=tree,
             disks=options.disk,
             drivers=options.module,
         )

@@ -23,14 +23,16 @@ from pathlib import Path
 import kdumpd
 from kdumpd.config.capture import CaptureConfig, LocalDestination
 from kdumpd.errors import BuildError, LoadError, NotFoundError, UnsupportedError, os_reason
+from kdumpd.host.fdt import DeviceTree
 from kdumpd.host.kernel_image import KernelHeader, read_header, unpacked
 from kdumpd.host.kernels import Kernel, is_release, parse_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, elf, kmodules, pack, programs, pyclosure, verify
+from kdumpd.image import contents, cpio, elf, kernel_facts, kmodules, pack, programs, pyclosure, verify
 from kdumpd.image.builder import NEEDED_OPTIONS, applets_of
 from kdumpd.image.capture import find_init
 from kdumpd.image.origin import PYTHON, Origin, applets
 from kdumpd.image.record import MANIFEST_PATH, MODULES_PATH, image_id, manifest_json
+from kdumpd.image.tree_modules import tree_modules
 
 _OLDEST_PYTHON = (3, 11)
 # What the kernel that loads and the one that captures have to be able to do, which are one here.
@@ -78,13 +80,14 @@ class BoardKernel:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BoardRequest:
     """What to build. `modules` is the folder with depmod's files, None when all is built in; `drivers` are modules to
-    load besides those of `disks` (names in DISKS; empty for all).
+    load before those that `tree` asks for and those of `disks` (names in DISKS; empty for all).
     """
 
     kernel: BoardKernel
     capture: CaptureConfig
     origin: Origin
     modules: Path | None
+    tree: DeviceTree | None = None
     disks: Sequence[str] = ()
     drivers: Sequence[str] = ()
 
@@ -182,18 +185,30 @@ def build(request: BoardRequest) -> BoardImage:
     _require_options(kernel)
     _require_arch(kernel, origin)
     tree = contents.skeleton(request.capture, find_init())
+    facts = kernel_facts.running_kernel_facts(kernel.release, origin.root)
+    if facts is not None:  # built on the board itself
+        tree.add_text(kernel_facts.PATH, facts.to_json())
     index = _index(request)
     paths = _modules(request, index)
     contents.add_modules(tree, index, kernel.release, paths)
     elfs = _add_busybox(tree, origin)
     with origin.python(kernel.arch) as interpreter, _staged(origin) as package:
-        _require_version(interpreter, origin)
-        closure = _of_origin(pyclosure.find_closure(interpreter, package), origin, Path(interpreter).parent)
-        capture = request.capture
-        elfs += programs.add_programs(tree, capture.hooks, capture.extra_bins, origin.root, origin)
-        elfs += contents.add_python(tree, closure, package, interpreter, origin)
+        try:
+            _require_version(interpreter, origin)
+            closure = _of_origin(pyclosure.find_closure(interpreter, package), origin, Path(interpreter).parent)
+            elfs += contents.add_python(tree, closure, package, interpreter, origin)
+        except BuildError as error:
+            raise _renamed(error, interpreter, origin.place(PYTHON)) from error
+    capture = request.capture
+    elfs += programs.add_programs(tree, capture.hooks, capture.extra_bins, origin.root, origin)
     contents.add_libraries(tree, elfs, closure.mapped, origin)
     return _packed(tree, kernel)
+
+
+def _renamed(error: BuildError, program: str, shown: str) -> BuildError:
+    """The error with `shown` in the place of `program`, whose name tells nobody anything."""
+    hint = None if error.hint is None else error.hint.replace(program, shown)
+    return BuildError(error.sentence.replace(program, shown), hint=hint)
 
 
 def _packed(tree: contents.Tree, kernel: BoardKernel) -> BoardImage:
@@ -221,6 +236,12 @@ def _require_options(kernel: BoardKernel) -> None:
                 f"kernel {kernel.release} cannot {purpose}: it was built without {option}",
                 hint=f"build it with {option}=y",
             )
+    by_file = kernel.config.get("CONFIG_KEXEC_FILE") == "y"
+    if not by_file and kernel.config.get("CONFIG_PROC_KCORE") != "y":
+        raise UnsupportedError(
+            f"kernel {kernel.release} does not say where it maps its memory: it was built without CONFIG_PROC_KCORE",
+            hint="build it with CONFIG_PROC_KCORE=y or CONFIG_KEXEC_FILE=y",
+        )
     if not any(kernel.config.get(option) == "y" for option in _LOADS):
         raise UnsupportedError(
             f"kernel {kernel.release} cannot load a capture kernel: it was built without {' and '.join(_LOADS)}",
@@ -286,7 +307,8 @@ def _modules(request: BoardRequest, index: kmodules.ModuleIndex) -> tuple[str, .
                 f"kernel {request.kernel.release} has no module {name}", hint=f"look at {request.modules}/modules.dep"
             )
     disks = [name for disk in request.disks or DISKS for name in DISKS[disk]]
-    names = [name.replace("-", "_") for name in (*request.drivers, *disks)]
+    described = () if request.tree is None else tree_modules(request.tree, index)
+    names = [name.replace("-", "_") for name in (*request.drivers, *described, *disks)]
     targets = [ResolvedTarget(destination=destination, block=None) for destination in request.capture.destinations]
     drivers = kmodules.order(index, names)
     others = kmodules.modules_for(

@@ -11,11 +11,12 @@ import hashlib
 import sys
 from pathlib import Path
 
-from kdumpd.errors import KdumpError, LoadError, UnsupportedError, os_reason
+from kdumpd.errors import KdumpError, LoadError, os_reason
 from kdumpd.host.kexec import FileLoader, read_loaded
-from kdumpd.host.kexec_pair import OpenPair, Pair, open_pair
+from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.kexec_segments import SegmentLoader
 from kdumpd.host.machine import read_machine
+from kdumpd.loader.older import Loads, load_first
 
 PROGRAM = "kdumpd-load"
 
@@ -57,19 +58,10 @@ def _load(options: argparse.Namespace, arch: str) -> None:
         initrd_sha256=_digest(options.initrd),
         cmdline=_line(options.command_line),
     )
+    # The kernel takes its own device tree in kexec_file_load(2), which is the better one unless somebody names another.
+    loaders: list[Loads] = [FileLoader(arch), SegmentLoader(arch, tree=options.dtb)]
     with open_pair(pair) as opened:
-        if options.dtb is None and _by_file(opened, arch):
-            return
-        SegmentLoader(arch, tree=options.dtb).load(opened)
-
-
-def _by_file(opened: OpenPair, arch: str) -> bool:
-    """Whether kexec_file_load(2), which knows best, is there and did it."""
-    try:
-        FileLoader(arch).load(opened)
-    except UnsupportedError:
-        return False
-    return True
+        load_first(opened, loaders if options.dtb is None else loaders[::-1])
 
 
 def _digest(path: Path) -> str:

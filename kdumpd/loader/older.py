@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,10 +37,19 @@ class OwnElseTool:
 
     def load(self, opened: OpenPair) -> None:
         """Raises LoadError, or UnsupportedError with both reasons when neither can."""
+        load_first(opened, (self._own, self._tool))
+
+
+def load_first(opened: OpenPair, loaders: Sequence[Loads]) -> None:
+    """Loads with the first of `loaders` that this kernel has.
+
+    Raises LoadError, or UnsupportedError with all reasons and the hint of the last.
+    """
+    reasons: list[UnsupportedError] = []
+    for loader in loaders:
         try:
-            self._own.load(opened)
-        except UnsupportedError as missing:
-            try:
-                self._tool.load(opened)
-            except UnsupportedError as error:
-                raise UnsupportedError(f"{missing.sentence}; and {error.sentence}", hint=error.hint) from error
+            loader.load(opened)
+            return
+        except UnsupportedError as error:
+            reasons.append(error)
+    raise UnsupportedError("; and ".join(error.sentence for error in reasons), hint=reasons[-1].hint)

@@ -13,7 +13,8 @@ from kdumpd.cli.__main__ import main
 from kdumpd.cli.parser import DISKS
 from kdumpd.image import board
 
-CONFIG = b"CONFIG_BLK_DEV_INITRD=y\nCONFIG_DEVTMPFS=y\nCONFIG_PROC_VMCORE=y\nCONFIG_CRASH_DUMP=y\nCONFIG_KEXEC=y\n"
+OPTIONS = ("BLK_DEV_INITRD", "DEVTMPFS", "PROC_VMCORE", "CRASH_DUMP", "KEXEC", "PROC_KCORE")
+CONFIG = "".join(f"CONFIG_{option}=y\n" for option in OPTIONS).encode()
 
 
 @pytest.fixture

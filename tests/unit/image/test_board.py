@@ -16,6 +16,7 @@ import pytest
 from kdumpd.config.capture import CaptureConfig, LocalDestination
 from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.errors import BuildError, KdumpError, LoadError, NotFoundError, UnsupportedError
+from kdumpd.host.fdt import DeviceTree, Node
 from kdumpd.image import board, board_folder
 from kdumpd.image.origin import PYTHON, Origin
 
@@ -26,6 +27,7 @@ CONFIG_DEVTMPFS=y
 CONFIG_PROC_VMCORE=y
 CONFIG_CRASH_DUMP=y
 CONFIG_KEXEC=y
+CONFIG_PROC_KCORE=y
 CONFIG_EXT4_FS=y
 """
 
@@ -104,6 +106,7 @@ def test_what_is_no_kernel_gets_a_sentence(
     [
         ("CONFIG_CRASH_DUMP", "be a capture kernel: it was built without CONFIG_CRASH_DUMP"),
         ("CONFIG_PROC_VMCORE", "built without CONFIG_PROC_VMCORE"),
+        ("CONFIG_PROC_KCORE", "built without CONFIG_PROC_KCORE"),
         ("CONFIG_KEXEC", "built without CONFIG_KEXEC and CONFIG_KEXEC_FILE"),
     ],
 )
@@ -157,10 +160,17 @@ def test_drivers_are_taken_as_far_as_the_kernel_has_them(kernel: Path, tmp_path:
     wanted = request(kernel, tmp_path, modules=modules, disks=["usb"], drivers=["phy-x"])
     found = board._modules(wanted, board._index(wanted))
     assert found == ("kernel/phy-x.ko", "kernel/scsi_mod.ko", "kernel/usb-storage.ko", "kernel/sd_mod.ko")
+    tree = DeviceTree(root=Node("", {"compatible": b"x,board\0y,phy\0"}))
+    described = request(kernel, tmp_path, modules=modules, disks=["nvme"], tree=tree)
+    (modules / "modules.alias").write_text("alias of:N*T*Cy,phyC* phy_y\n")
+    with (modules / "modules.dep").open("a") as dep:
+        dep.write("kernel/drivers/phy/y/phy-y.ko:\n")
+    found = board._modules(described, board._index(described))
+    assert found == ("kernel/drivers/phy/y/phy-y.ko", "kernel/nvme.ko")
     anything = request(kernel, tmp_path, modules=modules)
     assert "kernel/nvme.ko" in board._modules(anything, board._index(anything))
-    missing = request(kernel, tmp_path, modules=modules, drivers=["phy-y"])
-    with pytest.raises(NotFoundError, match="has no module phy-y"):
+    missing = request(kernel, tmp_path, modules=modules, drivers=["phy-z"])
+    with pytest.raises(NotFoundError, match="has no module phy-z"):
         board._modules(missing, board._index(missing))
 
 
