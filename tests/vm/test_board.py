@@ -46,7 +46,7 @@ def test_a_board_captures_to_a_usb_stick(suite: str, scratch: Path) -> None:
     with board.machine(kernel, disk, stick, scratch) as machine:
         said = machine.console.wait_for(r"^board: (?:loaded|FAILED.*)", LOAD_TIMEOUT_S)
         assert said[0].strip() == "board: loaded"
-        said = machine.console.wait_for(r"\[kdumpd\] .*?(?:SAVED|FAILED).*", CAPTURE_TIMEOUT_S)
+        said = machine.console.wait_for(r"\[kdumpd\] .*?(?:SAVED|FAILED).*\n", CAPTURE_TIMEOUT_S)
         assert "SAVED /var/crash/board-" in said[0]
         machine.console.wait_for("^board: back", BACK_TIMEOUT_S)
         machine.wait_ended(60)

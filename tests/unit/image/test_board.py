@@ -126,6 +126,14 @@ def test_a_sysroot_of_another_machine_is_refused(kernel: Path, tmp_path: Path) -
         board.build(request(kernel, tmp_path))
 
 
+def test_an_old_python_is_refused(kernel: Path, tmp_path: Path) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    (tmp_path / "usr/bin/python3").symlink_to("python3.9")
+    with pytest.raises(BuildError, match=r"is 3\.9, kdumpd needs 3\.11 or newer"):
+        board._require_version("/nonexistent", Origin(root=tmp_path))
+    board._require_version(PYTHON, Origin())
+
+
 def test_modules_are_found_where_builds_leave_them(kernel: Path, tmp_path: Path) -> None:
     known = board.read_kernel(kernel, None, None)
     for top in (f"a/{RELEASE}", f"b/lib/modules/{RELEASE}", f"c/usr/lib/modules/{RELEASE}", f"lib/modules/{RELEASE}"):
