@@ -7,7 +7,7 @@
     --- <MAC over all before>
 
 then the payload (dumpfile.sealed). The format is C2SP's "age", the primitives are those of python3-cryptography, which
-is only imported where something is encrypted or decrypted: it costs the capture kernel 8 MiB.
+is only imported where something is encrypted or decrypted: it costs the capture kernel 7 MiB.
 """
 
 from __future__ import annotations
