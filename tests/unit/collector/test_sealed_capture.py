@@ -62,9 +62,11 @@ class World:
         )
         settings.write_text(config.to_json())
         assert CaptureConfig.from_json(settings.read_text(), "settings") == config
+        kmsg = folder / "kmsg"
+        kmsg.write_text("6,1,1500000,-;the capture kernel repeats hunter2-in-messages\n")
         self.places = Places(
             settings=settings, image=folder / "image.json", vmcore=core, mountpoint=folder / "mnt",
-            heartbeat=folder / "alive",
+            heartbeat=folder / "alive", answers=None, kmsg=kmsg,
         )  # fmt: skip
 
     def crash(self) -> Crash:
@@ -110,7 +112,8 @@ def test_a_whole_capture_is_a_secret_and_comes_back(world: World, capsys: pytest
     said = capsys.readouterr().out
     assert "/vmcore.age: " in said
     assert "hunter2" not in said
-    assert world.names() == {"vmcore.age", "vmcore-dmesg.txt.age", "manifest.json", "manifest.json.age"}
+    secrets = {"vmcore.age", "vmcore-dmesg.txt.age", "kexec-dmesg.log.age", "manifest.json.age"}
+    assert world.names() == {"manifest.json", *secrets}
     world.assert_secret()
     crash = world.crash()
     assert crash.standing is Standing.COMPLETE
@@ -127,7 +130,8 @@ def test_a_whole_capture_is_a_secret_and_comes_back(world: World, capsys: pytest
 
     out = world.folder / "out"
     assert ctl(["decrypt", str(crash.path), "-i", str(world.key), "-o", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {"vmcore", "vmcore-dmesg.txt", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == {name.removesuffix(".age") for name in secrets}
+    assert "hunter2-in-messages" in (out / "kexec-dmesg.log").read_text()
     assert (out / "vmcore-dmesg.txt").read_text().splitlines() == LOG
     verify(out / "vmcore", sample=None)
     with DiskdumpReader(out / "vmcore") as dump:
