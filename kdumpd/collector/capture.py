@@ -216,6 +216,8 @@ class _Run:
             mountpoint,
             encrypt_to=self._settings.encrypt_to,
             device_deadline_sec=places.device_deadline_sec,
+            network=self._settings.network,
+            network_deadline_sec=self._settings.deadlines.network_sec,
         )
 
     def _write_manifest(self, store: Store, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.disk_identity import DiskIdentity
 from kdumpd.config.model import DEFAULT_DEADLINES, NO_HOOKS, Action, Deadlines, DumpSettings, Hooks
+from kdumpd.config.network import Network
 from kdumpd.errors import ConfigError
 
 SSH_KEY = "/etc/kdumpd/ssh/id_ed25519"
@@ -134,6 +135,7 @@ class CaptureConfig:
     `destinations` are tried in their order until one has the dump. `kernel` is the release of the kernel this image
     was made for. `encrypt_to` are public keys of age: with any, nothing is written that is not encrypted to them.
     `hooks`, `extra_bins` and `extra_modules` are in the image besides what kdumpd itself needs.
+    `network` is what leads to destinations on the network.
     """
 
     hostname: str
@@ -147,6 +149,12 @@ class CaptureConfig:
     hooks: Hooks = NO_HOOKS
     extra_bins: tuple[str, ...] = ()
     extra_modules: tuple[str, ...] = ()
+    network: Network | None = None
+
+    @property
+    def asked(self) -> CaptureConfig:
+        """Without what is only found out when an image is built: addresses of servers, and the way to them."""
+        return dataclasses.replace(self, destinations=tuple(map(_asked, self.destinations)), network=None)
 
     def to_json(self) -> str:
         """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
@@ -173,12 +181,19 @@ class CaptureConfig:
             fields["hooks"] = Hooks.from_dict(fields["hooks"])
             for name in ("extra_bins", "extra_modules"):
                 fields[name] = tuple(fields[name])
+            fields["network"] = None if fields["network"] is None else Network.from_dict(fields["network"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{source}: not a capture configuration: {error!r}",
                 hint="rebuild the image: kdumpctl rebuild",
             ) from error
+
+
+def _asked(destination: Destination) -> Destination:
+    if isinstance(destination, NfsDestination | SshDestination):
+        return dataclasses.replace(destination, addresses=())
+    return destination
 
 
 def _destination(raw: dict[str, Any]) -> Destination:

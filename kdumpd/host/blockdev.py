@@ -52,6 +52,11 @@ def read_chain(block: str, root: Path = Path("/")) -> BlockChain:
     return BlockChain(block=block, disk=disk.name, devices=_upwards(starts, root))
 
 
+def chain_of(device: Path, name: str, root: Path = Path("/")) -> BlockChain:
+    """As read_chain, for any device: `device` is the link to its folder in sysfs."""
+    return BlockChain(block=name, disk=name, devices=_upwards([device.resolve()], root))
+
+
 def virtiofs_chains(root: Path = Path("/")) -> tuple[BlockChain, ...]:
     """One for each virtiofs device. Which of them has which tag, sysfs says only from v6.9 on, so all of them count."""
     links = sorted((root / "sys/bus/virtio/drivers/virtiofs").glob("virtio*"))

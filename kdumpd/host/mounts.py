@@ -15,10 +15,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from kdumpd.config.capture import Destination, LocalDestination, RawDestination
+from kdumpd.config.capture import (
+    SSH_KEY,
+    Destination,
+    LocalDestination,
+    NfsDestination,
+    RawDestination,
+    SshDestination,
+)
 from kdumpd.config.disk_identity import read_identity
 from kdumpd.config.model import Action, Config
-from kdumpd.config.targets import LocalTarget, RawTarget, Target
+from kdumpd.config.targets import LocalTarget, NfsTarget, RawTarget, SshTarget, Target
 from kdumpd.errors import KdumpError, TargetError, UnsupportedError
 from kdumpd.host import blockdev, rawdisk, storage
 from kdumpd.host.storage import Stack
@@ -119,7 +126,7 @@ def resolve_all(config: Config, root: Path = Path("/")) -> Resolution:
     device behind the path; UnsupportedError when the capture kernel could not bring it up.
     """
     wanted: list[Callable[[], ResolvedTarget]] = [
-        functools.partial(_explicit, target, config.path, root) for target in config.targets
+        functools.partial(_explicit, target, config.path, config.sshkey, root) for target in config.targets
     ]
     if not config.targets:
         wanted.append(functools.partial(_default, config.path, root))
@@ -217,12 +224,21 @@ def _unescape(field: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-def _explicit(target: Target, directory: str, root: Path) -> ResolvedTarget:
+def _explicit(target: Target, directory: str, sshkey: str | None, root: Path) -> ResolvedTarget:
     if isinstance(target, RawTarget):
         return _raw(target, root)
+    directory = str(PurePosixPath(directory))
+    if isinstance(target, NfsTarget):
+        return ResolvedTarget(
+            destination=NfsDestination(server=target.server, export=target.export, directory=directory), block=None
+        )
+    if isinstance(target, SshTarget):
+        account = SshDestination(
+            user=target.user, host=target.host, port=target.port, directory=directory, key=sshkey or SSH_KEY
+        )
+        return ResolvedTarget(destination=account, block=None)
     if not isinstance(target, LocalTarget):
         raise UnsupportedError(f"dumps cannot be sent to '{target}'", hint="name a filesystem in /etc/kdump.conf")
-    directory = str(PurePosixPath(directory))
     if target.fstype == "virtiofs":
         share = LocalDestination(device=target.device, fstype=target.fstype, directory=directory)
         return ResolvedTarget(destination=share, block=None, shared=True)

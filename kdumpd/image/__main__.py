@@ -24,6 +24,7 @@ from kdumpd.host.kernels import find_kernel
 from kdumpd.host.mounts import resolve_targets
 from kdumpd.image.builder import BuildRequest, build
 from kdumpd.image.capture import capture_config
+from kdumpd.image.network import with_network
 from kdumpd.image.record import ImageRecord
 from kdumpd.image.verify import check
 
@@ -108,12 +109,15 @@ def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]
         raise ConfigError(str(config.errors[0]), hint="correct it, then try again")
     kernel = find_kernel(options.kernel, options.root)
     resolved = resolve_targets(config, options.root)
+    notes: list[str] = []
+    capture = capture_config(config, resolved, os.uname().nodename, kernel.release, options.root)
     request = BuildRequest(
-        capture=capture_config(config, resolved, os.uname().nodename, kernel.release, options.root),
+        capture=with_network(capture, options.root, notes),
         kernel=kernel,
         targets=resolved,
         output=_output(options),
         root=options.root,
+        notes=tuple(notes),
     )
     return build(request, lambda phase, fraction: report({"phase": phase, "progress": fraction}))
 

@@ -23,7 +23,7 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
 from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, kernel_facts, kmodules, pack, programs, pyclosure, storage, verify
+from kdumpd.image import contents, cpio, kernel_facts, kmodules, network, pack, programs, pyclosure, storage, verify
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     INITRD_NAME,
@@ -58,6 +58,7 @@ class BuildRequest:
     root: Path = Path("/")
     interpreter: str = pyclosure.INTERPRETER
     collector_modules: tuple[str, ...] = pyclosure.COLLECTOR_MODULES
+    notes: tuple[str, ...] = ()
 
 
 # (what is done now, how far the whole build is from 0 to 1)
@@ -86,6 +87,7 @@ def build(request: BuildRequest, progress: Progress = lambda phase, fraction: No
 def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> contents.Tree:
     """All entries but the manifest. Raises BuildError naming what is missing."""
     tree = contents.skeleton(request.capture, find_init())
+    tree.notes.extend(request.notes)
     facts = kernel_facts.running_kernel_facts(request.kernel.release, request.root)
     if facts is not None:
         tree.add_text(kernel_facts.PATH, facts.to_json())
@@ -93,13 +95,19 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
     paths = kmodules.modules_for(
         index, request.targets, kernel_config, request.root, tree.notes, request.capture.extra_modules
     )
+    paths = tuple(dict.fromkeys((*paths, *network.modules(index, request.capture, request.root))))
     contents.add_modules(tree, index, request.kernel.release, paths, request.root)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
-    elfs = contents.add_busybox(tree, applets_of(busybox), busybox)
+    applets = applets_of(busybox)
+    elfs = contents.add_busybox(tree, applets, busybox)
+    network.add_tools(tree, request.capture, applets)
     elfs += storage.add_tools(tree, request.targets)
-    requested = ("cryptography",) if request.capture.encrypt_to else ()
+    network.add_trust(tree, request.capture, request.root)
+    requested = (("cryptography",) if request.capture.encrypt_to else ()) + (
+        ("paramiko",) if network.asks_for_ssh(request.capture) else ()
+    )
     closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, requested)
     elfs += programs.add_programs(tree, request.capture.hooks, request.capture.extra_bins, request.root)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)

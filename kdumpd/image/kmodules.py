@@ -172,6 +172,18 @@ def _for_target(
     return [*names, *_names_for(index, None, target.fstype, kernel_config)]
 
 
+def named(index: ModuleIndex, name: str) -> list[str]:
+    """The module called `name`; none when it is built in. Raises BuildError when this kernel has it in no form."""
+    if name in index.builtin:
+        return []
+    if name not in index.depends:
+        raise BuildError(
+            f"the kernel in {index.folder} has no module {name}, which the target needs",
+            hint="install the package with this kernel's further modules, or choose another target",
+        )
+    return [name]
+
+
 def _layer_module(index: ModuleIndex, name: str) -> str:
     if name not in index.depends and name not in index.builtin:
         raise BuildError(
@@ -196,7 +208,7 @@ def _names_for(
 ) -> list[str]:
     names: list[str] = []
     for device in () if chain is None else reversed(chain.devices):
-        names.extend(_for_device(index, device))
+        names.extend(for_device(index, device))
     if fstype is not None:
         names.extend(_for_filesystem(index, fstype, kernel_config or {}))
     return names
@@ -260,7 +272,7 @@ def _soft_names(index: ModuleIndex, soft: str) -> list[str]:
     return index.by_alias(soft) or index.by_alias(soft.replace("_", "-"))
 
 
-def _for_device(index: ModuleIndex, device: Device) -> list[str]:
+def for_device(index: ModuleIndex, device: Device) -> list[str]:
     """The modules for one device: its driver's, or by its modalias if this kernel names things differently."""
     if device.driver is None:
         return []

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.capture import Destination, LocalDestination, RawDestination, SshDestination
+from kdumpd.config.capture import Destination, LocalDestination, NfsDestination, RawDestination, SshDestination
+from kdumpd.config.network import Network
 from kdumpd.errors import UnsupportedError
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC, LocalDisk
 from kdumpd.targets.target import Target
@@ -18,10 +19,17 @@ def make_target(
     *,
     encrypt_to: Sequence[str],
     device_deadline_sec: float = DEVICE_DEADLINE_SEC,
+    network: Network | None = None,
+    network_deadline_sec: float = 60.0,
 ) -> Target:
     """The target of `destination`; filesystems are mounted on `mountpoint`. Whatever is written is encrypted to the
-    public keys `encrypt_to`, if there are any: whoever asks for a target has to say so. Raises UnsupportedError."""
+    public keys `encrypt_to`, if there are any: whoever asks for a target has to say so. `network` is set up before
+    one on the network is reached. Raises UnsupportedError."""
     target = _plain(destination, mountpoint, device_deadline_sec)
+    if network is not None and isinstance(destination, NfsDestination | SshDestination):
+        from kdumpd.targets.network import NetworkedTarget
+
+        target = NetworkedTarget(target, network, network_deadline_sec)
     if encrypt_to:
         from kdumpd.targets.sealed import SealedTarget
 
@@ -32,6 +40,10 @@ def make_target(
 def _plain(destination: Destination, mountpoint: Path, device_deadline_sec: float) -> Target:
     if isinstance(destination, LocalDestination):
         return LocalDisk(destination, mountpoint, device_deadline_sec)
+    if isinstance(destination, NfsDestination):
+        from kdumpd.targets.nfs import NfsExport
+
+        return NfsExport(destination, mountpoint)
     if isinstance(destination, SshDestination):
         from kdumpd.targets.ssh import SshServer  # brings paramiko along
 

@@ -61,7 +61,7 @@ class LocalDisk(Target):
         return str(wait_for_device(wanted.device, self._device_deadline_sec, alive))
 
 
-def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_tool(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs one tool. Raises TargetError when it cannot start or does not end."""
     try:
         return subprocess.run(
@@ -78,7 +78,7 @@ def find_device(device: str) -> Path | None:
     if device.startswith("/dev/"):
         path = Path(device)
         return path if path.is_block_device() else None
-    done = _run(["findfs", device])
+    done = run_tool(["findfs", device])
     path = Path(done.stdout.strip())
     return path if done.returncode == 0 and path.is_block_device() else None
 
@@ -108,7 +108,7 @@ def mounted(device: str, fstype: str, where: Path, options: str = "") -> Iterato
     """
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     words = ",".join(filter(None, ("rw,nosuid,nodev,noexec,noatime", options)))
-    done = _run(["mount", "-t", fstype, "-o", words, device, str(where)])
+    done = run_tool(["mount", "-t", fstype, "-o", words, device, str(where)])
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"mount failed with {done.returncode}"]
         raise TargetError(f"{device} cannot be mounted as {fstype}: {reason[0]}")
@@ -124,7 +124,7 @@ def mounted(device: str, fstype: str, where: Path, options: str = "") -> Iterato
 
 def _unmount(where: Path) -> None:
     os.sync()
-    done = _run(["umount", str(where)])
+    done = run_tool(["umount", str(where)])
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"umount failed with {done.returncode}"]
         raise TargetError(f"{where} cannot be unmounted: {reason[0]}")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from fake_kernel import OLD, PAGES, FakeKernel
-from sshd import Sshd, Wire, running
+from lab.sshd import Sshd, Wire, running
+from places import destination
 
 from kdumpd.collector import capture as capturing
 from kdumpd.collector.capture import Places, capture
@@ -62,11 +63,11 @@ def nothing() -> None:
     pass
 
 
-def run_capture(tmp_path: Path, core: Path, destination: SshDestination) -> int:
+def run_capture(tmp_path: Path, core: Path, wanted: SshDestination) -> int:
     settings = CaptureConfig(
         hostname="host",
         kernel="6.1.0-fake",
-        destinations=(destination,),
+        destinations=(wanted,),
         dump=DEFAULT_DUMP,
         final_action=Action.REBOOT,
         failure_action=Action.REBOOT,
@@ -106,7 +107,7 @@ def check_whole(crash: Path) -> Manifest:
 
 
 def test_a_whole_capture(server: Sshd, tmp_path: Path, core: Path) -> None:
-    assert run_capture(tmp_path, core, server.destination(tmp_path / "a/b c")) == 0
+    assert run_capture(tmp_path, core, destination(server, tmp_path / "a/b c")) == 0
     crash = only_crash(tmp_path / "a/b c")
     manifest = check_whole(crash)
     assert not any("server" in note for note in manifest.notes)
@@ -115,7 +116,7 @@ def test_a_whole_capture(server: Sshd, tmp_path: Path, core: Path) -> None:
 
 def test_two_crashes_of_one_second(server: Sshd, tmp_path: Path, core: Path) -> None:
     for _ in range(2):
-        assert run_capture(tmp_path, core, server.destination(tmp_path / "two")) == 0
+        assert run_capture(tmp_path, core, destination(server, tmp_path / "two")) == 0
     crashes = sorted((tmp_path / "two").iterdir())
     assert [path.name for path in crashes] == [crashes[0].name, f"{crashes[0].name}-2"]
     for crash in crashes:
@@ -139,7 +140,7 @@ def test_modes_whatever_the_servers_umask(tmp_path: Path, core: Path) -> None:
         looker = threading.Thread(target=look)
         looker.start()
         try:
-            assert run_capture(tmp_path, core, server.destination(tmp_path / "out")) == 0
+            assert run_capture(tmp_path, core, destination(server, tmp_path / "out")) == 0
         finally:
             done.set()
             looker.join()
@@ -152,7 +153,7 @@ CUTS = sorted(random.Random(5).sample(range(4000, 2_200_000), 12))
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_wire_is_cut(cut: int, server: Sshd, wired: Callable[..., Wire], tmp_path: Path, core: Path) -> None:
     wire = wired(cut, cut // 2)
-    assert run_capture(tmp_path, core, server.destination(tmp_path / "out", wire.port)) == 0
+    assert run_capture(tmp_path, core, destination(server, tmp_path / "out", wire.port)) == 0
     assert wire.connections >= 2
     check_whole(max((tmp_path / "out").iterdir(), key=lambda path: path.name))
 
@@ -163,7 +164,7 @@ def test_the_wire_falls_silent(
     monkeypatch.setattr(ssh, "REPLY_SEC", 2.0)
     monkeypatch.setattr(link, "REPLY_SEC", 5.0)
     wire = wired(freeze_at=1_000_000)
-    assert run_capture(tmp_path, core, server.destination(tmp_path / "out", wire.port)) == 0
+    assert run_capture(tmp_path, core, destination(server, tmp_path / "out", wire.port)) == 0
     assert wire.connections == 2
     check_whole(only_crash(tmp_path / "out"))
 
@@ -171,7 +172,7 @@ def test_the_wire_falls_silent(
 def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
     data = os.urandom(3 << 20)
     with running(tmp_path / "sshd") as server:
-        target = SshServer(server.destination(tmp_path / "out"))
+        target = SshServer(destination(server, tmp_path / "out"))
         with target.open_crash("c", nothing) as store, store.create_file("f") as file:
             file.write_at(0, data[: 1 << 20])
             server.stop()
@@ -184,7 +185,7 @@ def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 def test_the_server_never_comes_back(tmp_path: Path) -> None:
     with running(tmp_path / "sshd") as server:
-        target = SshServer(server.destination(tmp_path / "out"), give_up_sec=3.0)
+        target = SshServer(destination(server, tmp_path / "out"), give_up_sec=3.0)
         began = time.monotonic()
         with (
             pytest.raises(TargetError, match="did not come back within 3 s"),
@@ -204,7 +205,7 @@ def test_a_frozen_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Its TCP still answers: only the deadline for replies tells."""
     monkeypatch.setattr(ssh, "REPLY_SEC", 2.0)
     with running(tmp_path / "sshd") as server:
-        target = SshServer(server.destination(tmp_path / "out"), give_up_sec=4.0)
+        target = SshServer(destination(server, tmp_path / "out"), give_up_sec=4.0)
         try:
             with (
                 pytest.raises(TargetError, match="did not come back within 4 s"),
@@ -225,7 +226,7 @@ def test_a_frozen_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_server_lost_is_noticed(tmp_path: Path) -> None:
     """A machine that comes back without what it had acknowledged must not end in a complete dump."""
     with running(tmp_path / "sshd") as server:
-        target = SshServer(server.destination(tmp_path / "out"))
+        target = SshServer(destination(server, tmp_path / "out"))
         with (
             pytest.raises(TargetError, match="lost what it had taken"),
             target.open_crash("c", nothing) as store,
@@ -243,7 +244,7 @@ def test_what_a_server_lost_is_noticed(tmp_path: Path) -> None:
 def test_the_servers_disk_is_full(tmp_path: Path, core: Path) -> None:
     """The pages that matter are there and the log, and nothing says complete."""
     with running(tmp_path / "sshd", room="1500k") as server:
-        assert run_capture(tmp_path, core, server.destination("/mnt/crash")) == 1
+        assert run_capture(tmp_path, core, destination(server, "/mnt/crash")) == 1
         crash = only_crash(Path(f"/proc/{server.pid}/root/mnt/crash"))
         manifest = manifest_of(crash)
         assert manifest.result is Result.INCOMPLETE
@@ -255,7 +256,7 @@ def test_the_servers_disk_is_full(tmp_path: Path, core: Path) -> None:
 
 def test_a_full_disk_is_told_at_the_write_that_found_no_room(tmp_path: Path) -> None:
     with running(tmp_path / "sshd", room="1m") as server:
-        target = SshServer(server.destination("/mnt/crash"))
+        target = SshServer(destination(server, "/mnt/crash"))
         with target.open_crash("c", nothing) as store, store.create_file("f") as file:
             with pytest.raises(NoSpaceError, match="no space left on the server"):
                 file.write_at(0, os.urandom(2 << 20))
@@ -268,7 +269,7 @@ def test_a_full_disk_is_told_at_the_write_that_found_no_room(tmp_path: Path) -> 
 def test_a_write_that_was_refused_unseen_spoils_the_file(tmp_path: Path) -> None:
     """Without a look at the room nobody knows whose pages are missing: then no descriptor may follow."""
     with running(tmp_path / "sshd", sftp="internal-sftp -P fsync,statvfs,posix-rename,limits", room="1200k") as server:
-        target = SshServer(server.destination("/mnt/crash"))
+        target = SshServer(destination(server, "/mnt/crash"))
         with target.open_crash("c", nothing) as store:
             assert store.notes == ["the server cannot be asked to put files on stable storage (fsync@openssh.com)"]
             with pytest.raises(TargetError, match="disk full"), store.create_file("f") as file:
@@ -290,17 +291,17 @@ def test_a_server_that_runs_no_commands(tmp_path: Path, core: Path) -> None:
     """The way the manual recommends: after a break all is read back, for nobody can say what arrived."""
     with running(tmp_path / "sshd", "ForceCommand internal-sftp") as server:
         wire = Wire(server.port, 1_000_000)
-        assert run_capture(tmp_path, core, server.destination(tmp_path / "out", wire.port)) == 0
+        assert run_capture(tmp_path, core, destination(server, tmp_path / "out", wire.port)) == 0
         wire.close()
         check_whole(only_crash(tmp_path / "out"))
-        with SshServer(server.destination(tmp_path / "out")).open_crash("c", nothing) as store:
+        with SshServer(destination(server, tmp_path / "out")).open_crash("c", nothing) as store:
             with store.create_file("f") as file:
                 file.write_at(0, b"abc")
             assert store.digest("f", 0, 3) is None
 
 
 def test_the_servers_own_checksum(server: Sshd, tmp_path: Path) -> None:
-    with SshServer(server.destination(tmp_path / "it's $HOME")).open_crash("c", nothing) as store:
+    with SshServer(destination(server, tmp_path / "it's $HOME")).open_crash("c", nothing) as store:
         with store.create_file("f") as file:
             file.write_at(0, b"abcdef")
         assert store.digest("f", 2, 3) == hashlib.sha256(b"cde").hexdigest()
@@ -322,7 +323,7 @@ def test_bytes_that_changed_on_the_way_are_no_dump(
             file.write(bytes([byte ^ 1]))
 
     monkeypatch.setattr(capturing, "check_dump", check_dump)
-    assert run_capture(tmp_path, core, server.destination(tmp_path / "out")) == 1
+    assert run_capture(tmp_path, core, destination(server, tmp_path / "out")) == 1
     crash = only_crash(tmp_path / "out")
     assert "not what arrived" in (manifest_of(crash).reason or "")
     assert not (crash / "vmcore").exists()
@@ -330,7 +331,7 @@ def test_bytes_that_changed_on_the_way_are_no_dump(
 
 def test_new_keys_on_the_way(tmp_path: Path, core: Path) -> None:
     with running(tmp_path / "sshd", "RekeyLimit 300K") as server:
-        assert run_capture(tmp_path, core, server.destination(tmp_path / "out")) == 0
+        assert run_capture(tmp_path, core, destination(server, tmp_path / "out")) == 0
         check_whole(only_crash(tmp_path / "out"))
 
 
@@ -338,14 +339,14 @@ def test_a_file_in_the_way_of_the_folder(server: Sshd, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(TargetError, match="in the way"),
-        SshServer(server.destination(tmp_path / "file/x")).open_crash("c", nothing),
+        SshServer(destination(server, tmp_path / "file/x")).open_crash("c", nothing),
     ):
         pass
 
 
 def test_a_server_with_a_shell_alone(tmp_path: Path, core: Path) -> None:
     with running(tmp_path / "sshd", sftp=None) as server:
-        assert run_capture(tmp_path, core, server.destination(tmp_path / "it's $(out)")) == 0
+        assert run_capture(tmp_path, core, destination(server, tmp_path / "it's $(out)")) == 0
     crash = only_crash(tmp_path / "it's $(out)")
     manifest = manifest_of(crash)
     assert manifest.result is Result.COMPLETE
@@ -360,13 +361,13 @@ def test_a_server_with_a_shell_alone(tmp_path: Path, core: Path) -> None:
 def test_a_pipe_that_breaks_leaves_no_final_name(tmp_path: Path, core: Path) -> None:
     with running(tmp_path / "sshd", sftp=None) as server:
         wire = Wire(server.port, 700_000)
-        assert run_capture(tmp_path, core, server.destination(tmp_path / "out", wire.port)) == 1
+        assert run_capture(tmp_path, core, destination(server, tmp_path / "out", wire.port)) == 1
         wire.close()
     assert {path.name for path in only_crash(tmp_path / "out").iterdir()} <= {"vmcore.incomplete", "vmcore-dmesg.txt"}
 
 
 def test_a_pipe_into_a_full_disk(tmp_path: Path, core: Path) -> None:
     with running(tmp_path / "sshd", sftp=None, room="1m") as server:
-        assert run_capture(tmp_path, core, server.destination("/mnt/crash")) == 1
+        assert run_capture(tmp_path, core, destination(server, "/mnt/crash")) == 1
         crash = only_crash(Path(f"/proc/{server.pid}/root/mnt/crash"))
         assert not (crash / "vmcore").exists()

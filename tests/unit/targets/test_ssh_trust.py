@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sshd import NAME, Sshd, Wire, make_key, public, running
+from lab.sshd import NAME, Sshd, Wire, make_key, public, running
+from places import destination
 
 from kdumpd.config.capture import SshDestination
 from kdumpd.errors import TargetError
@@ -30,8 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         yield found
 
 
-def open_and_leave(destination: SshDestination, **arguments: float) -> None:
-    with SshServer(destination, **arguments).open_crash("c", lambda: None):
+def open_and_leave(wanted: SshDestination, **arguments: float) -> None:
+    with SshServer(wanted, **arguments).open_crash("c", lambda: None):
         pass
 
 
@@ -73,7 +74,7 @@ def test_a_server_that_is_not_the_pinned_one(lines: str, server: Sshd, tmp_path:
     )
     logged = (server.folder / "log").stat().st_size
     with pytest.raises(TargetError) as caught:
-        open_and_leave(server.destination(tmp_path / "out", wire.port, text + "\n"))
+        open_and_leave(destination(server, tmp_path / "out", wire.port, text + "\n"))
     wire.close()
     assert wire.connections <= 1
     assert "kdumpctl propagate" in str(caught.value)
@@ -85,7 +86,7 @@ def test_a_server_that_is_not_the_pinned_one(lines: str, server: Sshd, tmp_path:
 def test_a_server_that_is_the_pinned_one(name: str, server: Sshd, tmp_path: Path) -> None:
     at = f"[{NAME}]:{server.port}"
     text = name.format(at=at, hashed=hashed(at), port=server.port) + f" {public(server.host_key)}\n"
-    open_and_leave(server.destination(tmp_path / "out", known=text))
+    open_and_leave(destination(server, tmp_path / "out", known=text))
     assert (tmp_path / "out/c").is_dir()
 
 
@@ -93,7 +94,7 @@ def test_several_pinned_keys(server: Sshd, tmp_path: Path) -> None:
     """While a key is changed on the server both are pinned."""
     at = f"[{NAME}]:{server.port}"
     text = "".join(f"{at} {key}\n" for key in (public(make_key(tmp_path / "old")), public(server.host_key)))
-    open_and_leave(server.destination(tmp_path / "out", known=text))
+    open_and_leave(destination(server, tmp_path / "out", known=text))
 
 
 OLD = {
@@ -111,14 +112,14 @@ def test_a_server_that_offers_only_what_is_broken(option: str, kind: str, tmp_pa
     with running(tmp_path / "sshd", option) as server:
         wire = Wire(server.port)
         with pytest.raises(RefusedError, match=r"no method in common|kind that is pinned"):
-            open_and_leave(server.destination(tmp_path / "out", wire.port))
+            open_and_leave(destination(server, tmp_path / "out", wire.port))
         wire.close()
         assert wire.connections == 1
 
 
 def test_encrypt_then_mac_is_not_chosen_where_something_else_is_offered(server: Sshd, tmp_path: Path) -> None:
     """Terrapin (CVE-2023-48795) needs it, or ChaCha20, which is never offered."""
-    connection = ssh.SshConnection(server.destination(tmp_path), 20.0)
+    connection = ssh.SshConnection(destination(server, tmp_path), 20.0)
     assert "etm" not in connection._transport.local_mac
     assert "chacha" not in connection._transport.local_cipher
     connection.close()
@@ -130,14 +131,14 @@ def test_a_server_that_does_not_take_the_key(option: str, tmp_path: Path) -> Non
         wire = Wire(server.port)
         began = time.monotonic()
         with pytest.raises(RefusedError, match="does not take the key"):
-            open_and_leave(server.destination(tmp_path / "out", wire.port))
+            open_and_leave(destination(server, tmp_path / "out", wire.port))
         wire.close()
         assert wire.connections == 1
         assert time.monotonic() - began < 20
 
 
 def test_keys_that_cannot_be_used(server: Sshd, tmp_path: Path) -> None:
-    destination = server.destination(tmp_path / "out")
+    usual = destination(server, tmp_path / "out")
     for name, words, text in (
         ("none", "cannot be read", None),
         ("no key", "no private key", "x"),
@@ -153,7 +154,7 @@ def test_keys_that_cannot_be_used(server: Sshd, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="read by others"):
         ssh.read_private_key(open_key)
     assert ssh.read_private_key(make_key(tmp_path / "rsa", "rsa")).get_name() == "ssh-rsa"
-    assert destination.key == str(server.key)
+    assert usual.key == str(server.key)
 
 
 class Liar:
@@ -195,7 +196,7 @@ def test_what_is_no_server_costs_a_bounded_time(
     liar = Liar(line)
     began = time.monotonic()
     with pytest.raises(TargetError, match="within 3 s"):
-        open_and_leave(server.destination(tmp_path / "out", liar.port), give_up_sec=3.0)
+        open_and_leave(destination(server, tmp_path / "out", liar.port), give_up_sec=3.0)
     liar.close()
     assert time.monotonic() - began < 15
     assert liar.connections >= 2

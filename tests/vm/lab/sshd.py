@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdumpd.config.capture import SshDestination
-
 NAME = "dumps.test"
 
 
@@ -117,24 +115,11 @@ class Sshd:
             self._process.wait(20)
             self._process = None
 
-    def pin(self, port: int, text: str | None = None) -> Path:
+    def pin(self, port: int, text: str | None = None, name: str = NAME) -> Path:
         """A known_hosts file with this server's key, seen at `port`, or with `text`."""
         path = self.folder / "known_hosts"
-        path.write_text(f"[{NAME}]:{port} {public(self.host_key)}\n" if text is None else text)
+        path.write_text(f"[{name}]:{port} {public(self.host_key)}\n" if text is None else text)
         return path
-
-    def destination(self, directory: Path | str, port: int | None = None, known: str | None = None) -> SshDestination:
-        """This server as a destination, perhaps through a wire at `port`."""
-        port = self.port if port is None else port
-        return SshDestination(
-            user="root",
-            host=NAME,
-            port=port,
-            directory=str(directory),
-            addresses=("127.0.0.1",),
-            key=str(self.key),
-            known_hosts=str(self.pin(port, known)),
-        )
 
 
 @contextlib.contextmanager

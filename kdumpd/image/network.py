@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the capture image needs for targets on the network: addresses, interfaces, drivers, a key and who is trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdumpd.config.capture import CaptureConfig, Destination, NfsDestination, SshDestination
+from kdumpd.config.network import LinkKind, Network
+from kdumpd.errors import BuildError, KdumpError
+from kdumpd.host.network import card_devices, look_up, read_network
+from kdumpd.image import contents, kmodules
+from kdumpd.image.cpio import Entry
+from kdumpd.targets.known_hosts import read_keys
+
+_NFS = ("nfs", "nfsv4", "nfsv3")
+
+
+def with_network(capture: CaptureConfig, root: Path, notes: list[str]) -> CaptureConfig:
+    """`capture` with the addresses that its servers have now, and the network that leads to them.
+
+    What cannot be reached becomes a sentence in `notes`, as long as there is another target; else its error is raised.
+    """
+    network = Network()
+    destinations: list[Destination] = []
+    troubles: list[KdumpError] = []
+    for destination in capture.destinations:
+        if isinstance(destination, NfsDestination | SshDestination):
+            try:
+                addresses = look_up(destination.server if isinstance(destination, NfsDestination) else destination.host)
+                reached, found = _reachable(addresses, root)
+                destination = dataclasses.replace(destination, addresses=reached)
+                network = _joined(network, found)
+            except KdumpError as error:
+                troubles.append(error)
+                notes.append(f"dumps cannot go to {destination}: {error}")
+        destinations.append(destination)
+    if troubles and len(troubles) == len(destinations):
+        raise troubles[0]
+    return dataclasses.replace(
+        capture, destinations=tuple(destinations), network=network if network.interfaces else None
+    )
+
+
+def _reachable(addresses: Sequence[str], root: Path) -> tuple[tuple[str, ...], Network]:
+    """Those of `addresses` that there is a way to: a name may have one of IPv6 where the machine has none."""
+    reached: list[str] = []
+    network = Network()
+    trouble: KdumpError | None = None
+    for address in addresses:
+        try:
+            network = _joined(network, read_network([address], root))
+            reached.append(address)
+        except KdumpError as error:
+            trouble = trouble or error
+    if not reached and trouble is not None:
+        raise trouble
+    return tuple(reached), network
+
+
+def _joined(one: Network, other: Network) -> Network:
+    interfaces = {interface.name: interface for interface in one.interfaces}
+    for interface in other.interfaces:
+        known = interfaces.get(interface.name, interface)
+        addresses = tuple(dict.fromkeys((*known.addresses, *interface.addresses)))
+        interfaces[interface.name] = dataclasses.replace(known, addresses=addresses)
+    return Network(interfaces=tuple(interfaces.values()), routes=tuple(dict.fromkeys((*one.routes, *other.routes))))
+
+
+def modules(index: kmodules.ModuleIndex, capture: CaptureConfig, root: Path) -> tuple[str, ...]:
+    """The modules of cards, VLANs, bonds and NFS, in the order of loading. Raises BuildError."""
+    names: list[str] = []
+    kinds = set()
+    for interface in () if capture.network is None else capture.network.interfaces:
+        kinds.add(interface.kind)
+        if interface.kind is LinkKind.CARD:
+            chain = card_devices(interface.name, root)
+            names.extend(name for device in reversed(chain.devices) for name in kmodules.for_device(index, device))
+    names.extend(kmodules.named(index, "8021q") if LinkKind.VLAN in kinds else ())
+    names.extend(kmodules.named(index, "bonding") if LinkKind.BOND in kinds else ())
+    if any(isinstance(destination, NfsDestination) for destination in capture.destinations):
+        names.extend(name for wanted in _NFS for name in kmodules.named(index, wanted))
+    return kmodules.order(index, names)
+
+
+def add_tools(tree: contents.Tree, capture: CaptureConfig, listed: Sequence[str]) -> None:
+    """busybox's ip, where there is a network. Raises BuildError when this busybox lacks it."""
+    if capture.network is None:
+        return
+    if "ip" not in listed:
+        raise BuildError("busybox lacks ip, which sets the network up", hint="install busybox-static")
+    tree.add_link("usr/bin/ip", "busybox")
+
+
+def add_trust(tree: contents.Tree, capture: CaptureConfig, root: Path) -> None:
+    """The private key for dumps, 0600, and the keys of the servers: these and no others. Raises BuildError."""
+    lines: dict[str, None] = {}
+    places = set()
+    for destination in capture.destinations:
+        if not isinstance(destination, SshDestination):
+            continue
+        key = root / destination.key.lstrip("/")
+        if not key.exists():
+            raise BuildError(f"the key for {destination} is missing: {destination.key}", hint="kdumpctl propagate")
+        data, facts = contents.read_source(str(key))
+        tree.add(Entry(path=contents.merged(destination.key), mode=stat.S_IFREG | 0o600, content=data), facts)
+        known = root / destination.known_hosts.lstrip("/")
+        places.add(destination.known_hosts)
+        for found in read_keys(known, destination.host, destination.port):
+            lines.setdefault(found.line(destination.host, destination.port))
+    for place in places:
+        tree.add_text(contents.merged(place), "".join(lines))
+
+
+def asks_for_ssh(capture: CaptureConfig) -> bool:
+    """Whether the collector needs paramiko."""
+    return any(isinstance(destination, SshDestination) for destination in capture.destinations)

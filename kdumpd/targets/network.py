@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sets the network up in the capture kernel, with busybox's ip, and waits until it carries.
+
+A card is found by its address, since its name may be another one here. What is there already stays, so that a second
+target finds the network as the first one left it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kdumpd.config.network import Interface, LinkKind, Network
+from kdumpd.errors import TargetError, os_reason
+from kdumpd.targets.local import run_tool
+from kdumpd.targets.target import Store, Target
+
+_POLL_SEC = 0.2
+_NET = Path("/sys/class/net")
+
+
+class NetworkedTarget(Target):
+    """A target that needs the network first."""
+
+    def __init__(self, target: Target, network: Network, deadline_sec: float) -> None:
+        self._target = target
+        self._network = network
+        self._deadline_sec = deadline_sec
+
+    @property
+    def name(self) -> str:
+        """The target, for a person."""
+        return self._target.name
+
+    @contextlib.contextmanager
+    def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:
+        """As Target.open_crash."""
+        bring_up(self._network, alive, self._deadline_sec)
+        with self._target.open_crash(name, alive) as store:
+            yield store
+
+
+def bring_up(network: Network, alive: Callable[[], None], deadline_sec: float, sysfs: Path = _NET) -> None:
+    """Interfaces, addresses and routes. Raises TargetError naming what does not come up within `deadline_sec`."""
+    end = time.monotonic() + deadline_sec
+    names: dict[str, str] = {}
+    for interface in network.interfaces:
+        names[interface.name] = _make(interface, names, end, alive, sysfs)
+    for interface in network.interfaces:
+        if interface.addresses:
+            _await_carrier(names[interface.name], end, alive, sysfs)
+    for interface in network.interfaces:
+        for address in interface.addresses:
+            # Others are asked whether they have the address (DAD) before an IPv6 one can be used: no time for that.
+            nodad = ("nodad",) if ":" in address else ()
+            _ip("address", "replace", address, "dev", names[interface.name], *nodad)
+    for route in network.routes:
+        length = ipaddress.ip_address(route.to).max_prefixlen
+        family = "-6" if length == 128 else "-4"
+        device = names[route.device]
+        if route.gateway:
+            with contextlib.suppress(TargetError):  # on the network of an address it is known already
+                _ip(family, "route", "replace", f"{route.gateway}/{length}", "dev", device)
+            _ip(family, "route", "replace", f"{route.to}/{length}", "via", route.gateway, "dev", device)
+        else:
+            _ip(family, "route", "replace", f"{route.to}/{length}", "dev", device)
+
+
+def _make(interface: Interface, names: dict[str, str], end: float, alive: Callable[[], None], sysfs: Path) -> str:
+    """The interface's name here, once it is there and up."""
+    name = interface.name
+    if interface.kind is LinkKind.CARD:
+        name = _await_card(interface, end, alive, sysfs)
+    elif not (sysfs / name).exists():
+        if interface.kind is LinkKind.VLAN:
+            below = names[interface.lower[0]]
+            _ip("link", "add", "link", below, "name", name, "type", "vlan", "id", str(interface.vlan))
+        else:
+            _bond(interface, names, sysfs)
+    if interface.mtu != 1500:
+        _ip("link", "set", "dev", name, "mtu", str(interface.mtu))
+    _ip("link", "set", "dev", name, "up")
+    return name
+
+
+def _await_card(interface: Interface, end: float, alive: Callable[[], None], sysfs: Path) -> str:
+    while True:
+        for folder in sorted(sysfs.iterdir()):
+            if (folder / "device").exists() and _read(folder / "address").lower() == interface.mac:
+                return folder.name
+        if time.monotonic() >= end:
+            raise TargetError(
+                f"the network card {interface.mac} ({interface.name}) did not appear",
+                hint="is its driver in the image, and does it need a firmware file? Rebuild: kdumpctl rebuild",
+            )
+        alive()
+        time.sleep(_POLL_SEC)
+
+
+def _bond(interface: Interface, names: dict[str, str], sysfs: Path) -> None:
+    try:
+        (sysfs / "bonding_masters").write_text(f"+{interface.name}\n")
+        options = sysfs / interface.name / "bonding"
+        (options / "mode").write_text(f"{interface.bond_mode}\n")
+        (options / "miimon").write_text("100\n")
+        for lower in interface.lower:
+            _ip("link", "set", "dev", names[lower], "down")
+            (options / "slaves").write_text(f"+{names[lower]}\n")
+    except OSError as error:
+        raise TargetError(f"the bond {interface.name} cannot be made: {os_reason(error)}") from error
+    if interface.mac:
+        _ip("link", "set", "dev", interface.name, "address", interface.mac)
+
+
+def _await_carrier(name: str, end: float, alive: Callable[[], None], sysfs: Path) -> None:
+    while _read(sysfs / name / "carrier") != "1":
+        if time.monotonic() >= end:
+            raise TargetError(f"the network interface {name} has no link", hint="is the cable in, and the switch up?")
+        alive()
+        time.sleep(_POLL_SEC)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""  # an interface that is down has no carrier to read (EINVAL)
+
+
+def _ip(*words: str) -> None:
+    done = run_tool(["ip", *words])
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise TargetError(f"ip {' '.join(words)} failed: {reason[0]}")

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an image for a target on the network holds: key, trust, library; one for a disk has none."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from kdumpd.config.capture import CaptureConfig, Destination, LocalDestination, NfsDestination, SshDestination
+from kdumpd.config.model import DEFAULT_DUMP, Action
+from kdumpd.errors import BuildError, KdumpError, TargetError
+from kdumpd.image import contents, network, pyclosure
+
+DISK = LocalDestination(device="UUID=0", fstype="ext4", directory="/crash")
+ACCOUNT = SshDestination(user="dumps", host="server", port=22, directory="/srv")
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 42 + "="
+
+
+def settings(*destinations: Destination) -> CaptureConfig:
+    return CaptureConfig(
+        hostname="host",
+        kernel="6.1.0",
+        destinations=destinations,
+        dump=DEFAULT_DUMP,
+        final_action=Action.REBOOT,
+        failure_action=Action.REBOOT,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "etc/kdumpd/ssh"
+    folder.mkdir(parents=True)
+    (folder / "id_ed25519").write_text("the key\n")
+    (folder / "known_hosts").write_text(f"server {KEY}\nother {KEY}\n[server]:2222 {KEY}\n")
+    return tmp_path
+
+
+def test_the_key_is_private_and_only_the_target_is_trusted(root: Path) -> None:
+    tree = contents.Tree()
+    network.add_trust(tree, settings(DISK, ACCOUNT), root)
+    key, known = tree.entries["etc/kdumpd/ssh/id_ed25519"], tree.entries["etc/kdumpd/ssh/known_hosts"]
+    assert (key.content, stat.S_IMODE(key.mode)) == (b"the key\n", 0o600)
+    assert known.content.decode() == f"server {KEY}\n"
+    assert [path for path, entry in tree.entries.items() if b"the key" in entry.content] == [
+        "etc/kdumpd/ssh/id_ed25519"
+    ]
+
+
+def test_a_disk_needs_neither_key_nor_network(root: Path) -> None:
+    tree = contents.Tree()
+    capture = network.with_network(settings(DISK), root, [])
+    network.add_trust(tree, capture, root)
+    network.add_tools(tree, capture, ())
+    assert tree.entries == {}
+    assert capture.network is None
+
+
+def test_what_is_missing_is_said_with_its_cure(root: Path) -> None:
+    (root / "etc/kdumpd/ssh/known_hosts").write_text("")
+    with pytest.raises(TargetError, match="no key for server") as caught:
+        network.add_trust(contents.Tree(), settings(ACCOUNT), root)
+    assert caught.value.hint == "kdumpctl propagate"
+    (root / "etc/kdumpd/ssh/id_ed25519").unlink()
+    with pytest.raises(BuildError, match="the key for") as missing:
+        network.add_trust(contents.Tree(), settings(ACCOUNT), root)
+    assert missing.value.hint == "kdumpctl propagate"
+
+
+def test_one_target_out_of_reach_is_a_note_and_all_of_them_an_error(root: Path) -> None:
+    far = NfsDestination(server="192.0.2.1", export="/e", directory="/")
+    notes: list[str] = []
+    capture = network.with_network(settings(far, DISK), root, notes)
+    assert capture.network is None
+    assert len(notes) == 1
+    assert "192.0.2.1" in notes[0]
+    with pytest.raises(KdumpError, match=r"192\.0\.2\.1"):
+        network.with_network(settings(far), root, [])
+
+
+def test_paramiko_is_inside_only_on_request() -> None:
+    closure = pyclosure.find_closure()
+    assert not [path for path in (*closure.sources, *closure.extensions) if "/paramiko/" in path]
+    closure = pyclosure.find_closure(requested=("paramiko",))
+    assert [path for path in closure.sources if path.endswith("/paramiko/transport.py")]
+    assert [path for path in closure.extensions if "/cryptography/" in path]
+
+
+def test_what_is_found_at_the_build_travels_as_json_and_is_no_change_of_settings() -> None:
+    import dataclasses
+
+    from kdumpd.config.network import Interface, LinkKind, Network
+
+    capture = dataclasses.replace(
+        settings(dataclasses.replace(ACCOUNT, addresses=("192.0.2.1",))),
+        network=Network(interfaces=(Interface(name="eth0", kind=LinkKind.CARD),)),
+    )
+    assert CaptureConfig.from_json(capture.to_json(), "x") == capture
+    assert capture.asked == settings(ACCOUNT)
