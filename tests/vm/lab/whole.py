@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
+import inspect
 import re
 import shutil
 import tempfile
@@ -15,7 +17,7 @@ from . import image
 from .aptroot import CACHE, AptRoot, LabError, run
 from .kernels import KERNELS, Kernel
 
-_VERSIONED = re.compile(r"linux-(image|binary|modules)-\d")
+_VERSIONED = re.compile(r"linux-(image|binary|modules|base)-\d")
 # USB and other hardware that a cloud does not have.
 GENERIC = Kernel(suite=image.SUITE, package="linux-image-amd64")
 
@@ -47,7 +49,8 @@ def whole(name: str) -> WholeKernel:
     release = packages[0].split("-", 2)[2]
     parent = CACHE / "kernels"
     parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"whole-{release}"
+    key = hashlib.sha256(inspect.getsource(_unpack).encode() + _VERSIONED.pattern.encode()).hexdigest()[:12]
+    folder = parent / f"whole-{release}-{key}"
     with (parent / f"whole-{release}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
@@ -57,6 +60,9 @@ def whole(name: str) -> WholeKernel:
                 (scratch / "root").rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+            for old in parent.glob(f"whole-{release}*"):
+                if old.is_dir() and old != folder:
+                    shutil.rmtree(old)
     places = [folder / f"boot/vmlinuz-{release}", folder / f"usr/lib/modules/{release}/vmlinuz"]
     found = next((path for path in places if path.exists()), None)
     if found is None:
