@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import signal
 import struct
@@ -101,6 +102,29 @@ def test_drgn_finds_in_the_first_tenth_what_it_finds_in_the_whole(core: Vmcore, 
     found = tools.read_with("drgn", cut, core.vmlinux)
     assert found == tools.read_with("drgn", dump, core.vmlinux)
     assert found["panic_trace"]
+
+
+LOST = "Wrong page size: 0"  # what libkdumpfile says of a descriptor of zeros
+
+
+@cores(lambda kernel, levels: (kernel, levels) in (("5.10", 4), ("6.12", 5), ("6.12-arm64", 4)))
+def test_libkdumpfile_reads_what_was_written_and_knows_what_was_lost(core: Vmcore, dump: Path, tmp_path: Path) -> None:
+    """At any cut it opens the dump. A page that was lost is an error of its own, never zeros, nor one left out."""
+    with DiskdumpReader(dump) as whole:
+        pfns = whole.pfns().tolist()
+        asked = pfns[:: len(pfns) // 200]
+        wanted = {str(pfn): hashlib.sha256(whole.page(pfn) or b"").hexdigest() for pfn in asked}
+        out = sorted(set(range(whole.header.max_mapnr)).difference(pfns))[:: whole.header.max_mapnr // 20]
+    size = dump.stat().st_size
+    for end in (headers_end(dump) + SMALL_LOG, size // 10, size // 2, size):
+        cut = interrupted(dump, end, tmp_path / "cut")
+        found = tools.read_with("kdumpfile", cut, *map(str, [*asked, *out]))
+        assert (found["format"], found["release"]) == ("diskdump", core.release)
+        with DiskdumpReader(cut) as ours:
+            lost = {str(pfn) for pfn in asked if ours.page(pfn) is None}
+        assert bool(lost) == (end < size)
+        assert {pfn: found["pages"][pfn] for pfn in wanted} == wanted | dict.fromkeys(lost, LOST)
+        assert {found["pages"][str(pfn)] for pfn in out} == {None}
 
 
 @pytest.mark.parametrize("percent", [0.1, 1, 2, 5])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs in the Python that libkdumpfile belongs to: what it reads in a dump, as JSON. Arguments: DUMP PFN..."""
+"""Runs in the Python that libkdumpfile belongs to: what it reads in a dump, as JSON. Arguments: DUMP PFN...
+
+Of each page its SHA-256, None when it was left out, or what libkdumpfile says of it when it should be there.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ def main() -> None:
             page = context.read(kdumpfile.MACHPHYSADDR, int(pfn) << 12, 4096)
         except kdumpfile.NoDataError:
             pages[pfn] = None
+        except kdumpfile.CorruptError as error:
+            pages[pfn] = str(error)
         else:
             pages[pfn] = hashlib.sha256(page).hexdigest()
     found = {
