@@ -47,7 +47,7 @@ class PageBuffer:
         self.pages: NDArray[np.uint8] = np.empty((count, BLOCK_SIZE), dtype=np.uint8)
         self.view = memoryview(self.pages).cast("B")  # type: ignore[arg-type] # numpy's arrays are buffers
         start = self.pages.ctypes.data
-        self.addresses = [_word(start + index * BLOCK_SIZE) for index in range(count)]
+        self.addresses = list(map(_word, range(start, start + count * BLOCK_SIZE, BLOCK_SIZE)))
 
 
 class NativeCompressor:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from collections.abc import Iterator
 
 NT_PRSTATUS = 1
 _NHDR = struct.Struct("<III")
+_SOMETHING = re.compile(rb"[^\0]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,11 @@ def parse_notes(block: bytes) -> Iterator[Note]:
     while at + _NHDR.size <= len(block):
         namesz, descsz, kind = _NHDR.unpack_from(block, at)
         if namesz == descsz == kind == 0:
-            # The kernel pads the notes of each cpu to a fixed size with zeros.
-            at += _NHDR.size
+            # The kernel pads the notes of each cpu to a fixed size with zeros; a damaged header may claim a lot more.
+            something = _SOMETHING.search(block, at)
+            if something is None:
+                return
+            at += (something.start() - at) // _NHDR.size * _NHDR.size
             continue
         name_at = at + _NHDR.size
         desc_at = name_at + (namesz + 3 & ~3)

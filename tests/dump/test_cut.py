@@ -12,38 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CRASH_READS, TOP, collect, cores
+from conftest import CRASH_READS, TOP, answers, collect, cores
 from lab import tools
 from lab.vmcore import Vmcore
 
 from kdumpd.dumpfile.diskdump import DESCRIPTOR
 from kdumpd.dumpfile.reader import DiskdumpReader
 
-COMMANDS = ["sys", "bt", "foreach bt", "ps", "log", "mod", "files"]
+COMMANDS = ("sys", "bt", "foreach bt", "ps", "log", "mod", "files")
 # struct disk_dump_header: signature, version and struct new_utsname, padded to 8; a timeval; then the status.
 STATUS_AT = (8 + 4 + 6 * 65 + 7) // 8 * 8 + 16
 INCOMPLETE = 8
 SMALL_LOG = 64 << 10
 
 
-def answers(core: Vmcore, dump: Path) -> dict[str, str]:
-    """What crash answers to each command, without the words that tell a cut dump from a whole one."""
-    # crash 9.0 does not know struct module of 7.2, and older ones do not open it.
-    commands = [command for command in COMMANDS if core.kernel != "7" or command != "mod"]
-    marked = [line for command in commands for line in (f"!echo ==== {command}", command)]
-    if core.kernel == "7":
-        shown = tools.crash(core.vmlinux, dump, marked, "--no_modules", suite="forky")
-    else:
-        shown = tools.crash(core.vmlinux, dump, marked)
-    shown = shown.replace(str(dump), "DUMP").replace("[PARTIAL DUMP] [INCOMPLETE]", "[PARTIAL DUMP]")
-    parts = shown.split("==== ")[1:]
-    return {command: part.removeprefix(f"{command}\n") for command, part in zip(commands, parts, strict=True)}
-
-
 @pytest.fixture(scope="module")
-def whole(dump: Path, core: Vmcore) -> dict[str, str]:
+def whole(answered: dict[str, str]) -> dict[str, str]:
     """The answers of the whole dump."""
-    found = answers(core, dump)
+    found = {question: answered[question] for question in COMMANDS if question in answered}
     assert all(len(text.splitlines()) > 4 for text in found.values()), found
     return found
 
@@ -92,7 +78,7 @@ def test_the_first_tenth_answers_like_the_whole(
     assert done.returncode == 1, done.stderr
     cut = tmp_path / "out.incomplete"
     assert cut.stat().st_size <= limit
-    found = answers(core, cut)
+    found = answers(core, cut, COMMANDS)
     assert {name: found[name] for name in wanted} == wanted
 
 
@@ -145,6 +131,6 @@ def test_crash_opens_whatever_is_left(
 ) -> None:
     """From 2 % more than the headers on it opens, and what is missing costs the answers that come last."""
     end = min(dump.stat().st_size, headers_end(dump) + int(dump.stat().st_size * percent / 100))
-    found = answers(core, interrupted(dump, end, tmp_path / "cut"))
+    found = answers(core, interrupted(dump, end, tmp_path / "cut"), COMMANDS)
     for command in COMMANDS if percent > 10 else ("sys", "ps", "log"):
         assert found[command] == whole[command]

@@ -45,7 +45,7 @@ def rearranged(stream: Path, out: Path) -> None:
 
 
 @ONE
-@pytest.mark.parametrize("option", CODECS)
+@pytest.mark.parametrize("option", [option for option in CODECS if option != "-z"])  # which test_readers shows
 def test_crash_reads_every_codec(option: str, core: Vmcore, dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     collect("-d", "31", option, core.path, out)

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CRASH_READS, MAKEDUMPFILE_READS, collect, cores
+from conftest import CRASH_READS, MAKEDUMPFILE_READS, answers, collect, cores
 from lab import makedumpfile, pages, tools
 from lab.aptroot import run
 from lab.vmcore import Vmcore
-
-COMMANDS = ["sys", "bt", "foreach bt", "ps", "log", "mod", "kmem -i", "files"]
 
 
 @pytest.fixture(scope="module")
@@ -22,20 +20,9 @@ def vmlinux(core: Vmcore) -> Path:
     return core.vmlinux
 
 
-def session(core: Vmcore, dump: Path) -> str:
-    """What crash prints for all commands in one go (opening a dump takes it many seconds)."""
-    if core.kernel == "7":
-        # The newest crash, 9.0.2, finds no module in 7.2, not even in the raw vmcore; older ones do not open it.
-        commands = [command for command in COMMANDS if command != "mod"]
-        shown = tools.crash(core.vmlinux, dump, commands, "--no_modules", suite="forky")
-    else:
-        shown = tools.crash(core.vmlinux, dump, COMMANDS)
-    return shown.replace(str(dump), "DUMP")
-
-
 @pytest.fixture(scope="module")
-def shown(dump: Path, core: Vmcore) -> str:
-    return session(core, dump)
+def shown(answered: dict[str, str]) -> str:
+    return "".join(answered.values())
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +47,17 @@ def test_crash_shows_processes_and_log(shown: str, core: Vmcore) -> None:
 
 
 @cores(lambda kernel, _: kernel != "7" and "arm64" not in kernel)
-def test_crash_finds_the_same_in_makedumpfiles_dump(shown: str, core: Vmcore, tmp_path: Path) -> None:
+def test_crash_finds_the_same_in_makedumpfiles_dump(answered: dict[str, str], core: Vmcore, tmp_path: Path) -> None:
     theirs = tmp_path / "vmcore"
     makedumpfile.filtered(core, theirs, "-z", "-d", "31")
-    assert session(core, theirs) == shown
+    assert answers(core, theirs) == answered
 
 
 @cores(lambda kernel, _: kernel == "7")
-def test_crash_finds_the_same_in_the_raw_vmcore(shown: str, core: Vmcore) -> None:
+def test_crash_finds_the_same_in_the_raw_vmcore(answered: dict[str, str], core: Vmcore) -> None:
     """makedumpfile 1.7.8 leaves so much of 7.2's slabs out that crash does not open its dump."""
-    assert session(core, core.path) == shown.replace("  [PARTIAL DUMP]", "")
+    whole = {question: text.replace("  [PARTIAL DUMP]", "") for question, text in answered.items()}
+    assert answers(core, core.path) == whole
 
 
 def test_drgn_reads_name_tasks_and_trace(seen_by_drgn: dict[str, Any], core: Vmcore) -> None:
