@@ -93,7 +93,7 @@ def gather(request: BuildRequest, kernel_config: dict[str, str] | None) -> conte
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = kmodules.read_index(request.kernel)
     paths = kmodules.modules_for(
-        index, request.targets, kernel_config, request.root, tree.notes, request.capture.extra_modules
+        index, request.targets, kernel_config, request.root, tree.notes, request.capture.added_modules
     )
     paths = tuple(dict.fromkeys((*paths, *network.modules(index, request.capture, request.root))))
     contents.add_modules(tree, index, request.kernel.release, paths, request.root)

@@ -12,7 +12,8 @@ import json
 from pathlib import PurePosixPath
 
 import kdumpd
-from kdumpd.config.capture import CaptureConfig, LocalDestination, host_label
+from kdumpd.config.capture import CaptureConfig, LocalDestination
+from kdumpd.config.layout import host_label
 from kdumpd.config.model import Action
 from kdumpd.dumpfile.manifest import FORMAT, Result
 
@@ -47,6 +48,7 @@ def _settings(capture: CaptureConfig) -> list[tuple[str, object]]:
         ("deadline_stall", deadlines.stall_sec),
         ("deadline_hook", deadlines.hook_sec),
         ("late_hooks", len(late)),
+        ("watchdog", "yes" if capture.watchdogs else "no"),
         ("messages", "no" if capture.encrypt_to else "yes"),  # a shell encrypts nothing
         *(
             ("local", f"{place.device} {place.fstype} {place.options or 'rw'} {PurePosixPath(place.directory)}")
