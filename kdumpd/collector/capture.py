@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import kdumpd
@@ -25,7 +24,8 @@ from kdumpd.collector.options import DumpOptions, with_usable_codec
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
 from kdumpd.collector.supervised import Answers, Orders
-from kdumpd.config.capture import CaptureConfig, Destination, host_label
+from kdumpd.config.capture import CaptureConfig, Destination, LocalDestination, NfsDestination
+from kdumpd.config.layout import file_names, folder_name, kexec_command, links
 from kdumpd.config.model import Deadlines
 from kdumpd.dumpfile.manifest import (
     DUMP_NAME,
@@ -64,12 +64,6 @@ class Places:
     device_deadline_sec: float = DEVICE_DEADLINE_SEC
 
 
-def crash_name(hostname: str, when_sec: int) -> str:
-    """The directory's name: host and UTC time of the crash."""
-    stamp = datetime.datetime.fromtimestamp(when_sec, datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{host_label(hostname)}-{stamp}"
-
-
 def capture(places: Places, orders: Orders = Orders()) -> int:  # noqa: B008 # it is frozen
     """Saves the crash. Returns the exit status; every failure ends in one sentence on the console."""
     progress = Progress(_PHASES, heartbeat=places.heartbeat)
@@ -104,8 +98,13 @@ def _capture(places: Places, orders: Orders, progress: Progress, answers: Answer
         progress.say(f"the crashed kernel said: {panic}")
 
     crash_time = source.info.crash_time if source is not None else None
-    name = crash_name(settings.hostname, crash_time or started // 1_000_000)
+    name = folder_name(settings.layout, settings.hostname, crash_time or started // 1_000_000)
+    if any(getattr(place, "fstype", "") == "vfat" for place in settings.destinations):
+        name = name.replace(":", "-")  # which FAT has for drives
     run = _Run(settings, progress, image_id(places.image), started, source, trouble, lines, answers, places.kmsg)
+    if all(isinstance(place, LocalDestination | NfsDestination) for place in settings.destinations):
+        # Other names are for people who look at filesystems; elsewhere kdumpd looks for its own.
+        run.names = file_names(settings.layout, name)
     if orders.because:
         run.notes.append(f"an earlier run of the collector came to no end: {orders.because}")
     chain = settings.destinations[orders.after :]
@@ -149,7 +148,8 @@ class _Run:
         kmsg: Path | None = None,
     ) -> None:
         """`started` in microseconds since 1970. `source` is None when the memory cannot be read at all, for which
-        `trouble` is the reason. `log_is_safe` is called when the log lies on a target, `notes` go into each manifest.
+        `trouble` is the reason. `log_is_safe` is called when the log lies on a target, `notes` go into each manifest,
+        `names` are what files are called other than kdumpd does.
         """
         self._settings = settings
         self._progress = progress
@@ -162,6 +162,7 @@ class _Run:
         self._answers = answers
         self._kmsg = kmsg
         self._until: float | None = None
+        self.names: Mapping[str, str] = {}
         self.notes: list[str] = []
         self.log_is_safe: Callable[[], None] = lambda: None
         self._dump = with_usable_codec(settings.dump, self.notes)
@@ -189,7 +190,7 @@ class _Run:
             progress.say(f"{step.step}: {step.reason}")
         if manifest.result is Result.COMPLETE and manifest.dump is not None:
             took = (manifest.finished_usec - manifest.started_usec) / 1e6
-            name = DUMP_NAME + (ENCRYPTED_SUFFIX if self._settings.encrypt_to else "")
+            name = self.names.get(DUMP_NAME, DUMP_NAME) + (ENCRYPTED_SUFFIX if self._settings.encrypt_to else "")
             progress.say(f"SAVED {where}/{name}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
             return True
         self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
@@ -215,6 +216,8 @@ class _Run:
             destination,
             mountpoint,
             encrypt_to=self._settings.encrypt_to,
+            names=self.names,
+            links=links(self._settings.layout, self._settings.kernel),
             device_deadline_sec=places.device_deadline_sec,
             network=self._settings.network,
             network_deadline_sec=self._settings.deadlines.network_sec,
@@ -283,17 +286,22 @@ class _Run:
             return None
         self.log_is_safe()
         self._progress.say(f"saved {LOG_NAME}: {len(self._lines)} lines")
-        return FileRecord(name=LOG_NAME, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return FileRecord(
+            name=self.names.get(LOG_NAME, LOG_NAME), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        )
 
     def _save_messages(self, store: Store) -> None:
         """What this kernel said; without it a dump is as good."""
         if self._kmsg is None:
             return
         try:
-            data = read_messages(self._kmsg)
-            with store.create_file(KEXEC_LOG_NAME) as file:
-                file.write_at(0, data)
-                file.sync()
+            texts = {KEXEC_LOG_NAME: read_messages(self._kmsg)}
+            if self.names:
+                texts["kexec_cmd"] = kexec_command(self._settings.kernel, Path("/proc/cmdline").read_text()).encode()
+            for name, data in texts.items():
+                with store.create_file(name) as file:
+                    file.write_at(0, data)
+                    file.sync()
         except (KdumpError, OSError) as error:
             self.notes.append(f"{KEXEC_LOG_NAME} was not saved: {error}")
 
@@ -330,9 +338,9 @@ class _Run:
         source = self._source
         utsname = source.utsname() if source is not None else None
         if source is not None and reason is None:
-            result, name = Result.COMPLETE, DUMP_NAME
+            result, name = Result.COMPLETE, self.names.get(DUMP_NAME, DUMP_NAME)
         else:
-            result, name = Result.INCOMPLETE, INCOMPLETE_NAME
+            result, name = Result.INCOMPLETE, self.names.get(INCOMPLETE_NAME, INCOMPLETE_NAME)
             if not dumped:
                 result = Result.LOG_ONLY if log is not None else Result.FAILED
         crash_time = source.info.crash_time if source is not None else None

@@ -9,23 +9,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import re
 from typing import Any, TypeAlias
 
 from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.disk_identity import DiskIdentity
+from kdumpd.config.layout import Layout
 from kdumpd.config.model import DEFAULT_DEADLINES, NO_HOOKS, Action, Deadlines, DumpSettings, Hooks
 from kdumpd.config.network import Network
 from kdumpd.errors import ConfigError
 
 SSH_KEY = "/etc/kdumpd/ssh/id_ed25519"
 KNOWN_HOSTS = "/etc/kdumpd/ssh/known_hosts"
-_HARMLESS = re.compile(r"[^A-Za-z0-9._-]")
-
-
-def host_label(hostname: str) -> str:
-    """The name of a host as a part of a file name: it is text from outside, only harmless characters are used."""
-    return _HARMLESS.sub("_", hostname)[:64].lstrip(".-") or "unknown"
 
 
 class LayerKind(enum.StrEnum):
@@ -136,6 +130,7 @@ class CaptureConfig:
     was made for. `encrypt_to` are public keys of age: with any, nothing is written that is not encrypted to them.
     `hooks`, `extra_bins` and `extra_modules` are in the image besides what kdumpd itself needs.
     `network` is what leads to destinations on the network.
+    `watchdogs` are drivers of those that go on counting in the capture kernel.
     """
 
     hostname: str
@@ -150,11 +145,18 @@ class CaptureConfig:
     extra_bins: tuple[str, ...] = ()
     extra_modules: tuple[str, ...] = ()
     network: Network | None = None
+    watchdogs: tuple[str, ...] = ()
+    layout: Layout = Layout.KDUMPD
 
     @property
     def asked(self) -> CaptureConfig:
         """Without what is only found out when an image is built: addresses of servers, and the way to them."""
         return dataclasses.replace(self, destinations=tuple(map(_asked, self.destinations)), network=None)
+
+    @property
+    def added_modules(self) -> tuple[str, ...]:
+        """Kernel modules that no target needs. Drivers of watchdogs come first: time runs."""
+        return (*self.watchdogs, *self.extra_modules)
 
     def to_json(self) -> str:
         """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
@@ -178,8 +180,9 @@ class CaptureConfig:
             fields["failure_action"] = Action(fields["failure_action"])
             fields["encrypt_to"] = recipient_keys(" ".join(fields["encrypt_to"]))
             fields["deadlines"] = Deadlines.from_dict(fields["deadlines"])
+            fields["layout"] = Layout(fields["layout"])
             fields["hooks"] = Hooks.from_dict(fields["hooks"])
-            for name in ("extra_bins", "extra_modules"):
+            for name in ("extra_bins", "extra_modules", "watchdogs"):
                 fields[name] = tuple(fields[name])
             fields["network"] = None if fields["network"] is None else Network.from_dict(fields["network"])
             return cls(**fields)

@@ -7,20 +7,39 @@ in `target_lines`, what a kernel command line may hold in `loading`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 
 from kdumpd.config import loading
 from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.core_collector import COMPRESSION_LEVELS, MAX_LEVEL, MAX_THREADS, parse_core_collector
-from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, OnUnload
+from kdumpd.config.layout import Layout, host_label
+from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, DumpSettings, OnUnload
 from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, whole_number, words
 
 Changes = dict[str, object]
 Reader = Callable[[str], Changes]
 
 
+def _path(value: str) -> Changes:
+    """%HOST is the name of this machine. A last part with %DATE is what RHEL calls the folder of one crash; each crash
+    has a folder of its own in any case."""
+    path = absolute_path(value, "path")
+    unknown = re.search(r"%(?!HOST|DATE)[A-Za-z]+", path)
+    if unknown is not None:
+        raise ValueError(f"'{unknown[0]}' in path is not known; %HOST and %DATE are")
+    folder, _, last = path.rpartition("/")
+    if "%DATE" in folder:
+        raise ValueError("%DATE may stand in the last part of path only: each crash has a folder with its time anyway")
+    if "%DATE" in last:
+        path = folder or "/"
+    return {"path": path.replace("%HOST", host_label(os.uname().nodename))}
+
+
 def _core_collector(value: str) -> Changes:
+    if value.split()[0].rpartition("/")[2] in _COPIERS:
+        return {"dump": DumpSettings(levels=(0,), elf=True)}
     options = parse_core_collector(value)
     if options.problems:
         raise ValueError("; ".join(options.problems))
@@ -74,15 +93,18 @@ def _deadline(field: str, low: int, high: int) -> Reader:
 
 
 _DAY = 24 * 3600
+# With these RHEL copies the memory as it is: here that is an ELF core with all pages in it.
+_COPIERS = frozenset({"cp", "scp", "dd"})
 # A ValueError's text is the complaint.
 READERS: Mapping[str, Reader] = {
-    "path": _field("path", lambda text: absolute_path(text, "path")),
+    "path": _path,
     "sshkey": _field("sshkey", lambda text: absolute_path(text, "the file of the key")),
     "core_collector": _core_collector,
     "compress": _compress,
     "level": _levels,
     "threads": _threads,
     "keep_free": _keep_free,
+    "layout": _field("layout", lambda text: choice(Layout, text, "a layout")),
     "keep_crashes": _field("keep_crashes", lambda text: whole_number(text, 1, 10_000, "crashes")),
     "keep_days": _field("keep_days", lambda text: whole_number(text, 1, 36_500, "days")),
     "final_action": _field("final_action", lambda text: choice(FINAL_ACTIONS, text, "an action")),

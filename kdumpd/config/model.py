@@ -11,6 +11,7 @@ import dataclasses
 import enum
 from typing import Any
 
+from kdumpd.config.layout import Layout
 from kdumpd.config.targets import Target
 
 DEFAULT_PATH = "/var/crash"
@@ -199,6 +200,7 @@ class Config:
     extra_modules: tuple[str, ...] = ()
     keep_crashes: int | None = None
     keep_days: int | None = None
+    layout: Layout = Layout.KDUMPD
     on_unload: OnUnload = OnUnload.RELOAD
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
     commandline: str | None = None

@@ -15,6 +15,7 @@ import re
 import stat
 from pathlib import Path
 
+from kdumpd.config.layout import DUMP_NAMES, INCOMPLETE_NAMES, LOG_NAMES
 from kdumpd.dumpfile.manifest import (
     DUMP_NAME,
     ENCRYPTED_SUFFIX,
@@ -27,6 +28,7 @@ from kdumpd.dumpfile.manifest import (
 from kdumpd.errors import DumpFormatError, KdumpError, NotFoundError, TargetError, os_reason
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
+_NAMES = {DUMP_NAME: DUMP_NAMES, INCOMPLETE_NAME: INCOMPLETE_NAMES, LOG_NAME: LOG_NAMES}
 
 
 class Standing(enum.StrEnum):
@@ -148,14 +150,26 @@ def _stands(manifest: Manifest, dump: Path | None, files: _Files) -> tuple[Stand
     return Standing.COMPLETE, manifest.reason
 
 
+def _kind(name: str) -> str | None:
+    """What kdumpd itself would have called a file, None for others."""
+    plain = name.removesuffix(ENCRYPTED_SUFFIX)
+    return next((kind for kind, names in _NAMES.items() if plain == kind or names.fullmatch(plain)), None)
+
+
 class _Files:
     """The regular files of a directory; links and devices count as absent."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stats: dict[str, os.stat_result] = {}
-        names = (DUMP_NAME, INCOMPLETE_NAME, LOG_NAME)
-        for name in (MANIFEST_NAME, *names, *(name + ENCRYPTED_SUFFIX for name in names)):
+        try:
+            # Other names than kdumpd's own are those of layouts.
+            found = [MANIFEST_NAME, *filter(_kind, os.listdir(path))]
+        except PermissionError as error:
+            raise TargetError(f"{path} may not be read", hint="dumps are for root: use sudo") from error
+        except OSError:
+            return
+        for name in found:
             try:
                 status = os.lstat(path / name)
             except PermissionError as error:
@@ -170,10 +184,7 @@ class _Files:
 
     def find(self, name: str) -> Path | None:
         """The file called `name`, or so and encrypted; None without one."""
-        for each in (name, name + ENCRYPTED_SUFFIX):
-            if each in self._stats:
-                return self._path / each
-        return None
+        return next((self._path / each for each in sorted(self._stats) if _kind(each) == name), None)
 
     def size(self, file: Path | None) -> int | None:
         """Bytes, None without such a file."""

@@ -13,6 +13,7 @@ from kdumpd.config.model import Config, Hooks
 from kdumpd.errors import BuildError
 from kdumpd.host.files import below
 from kdumpd.host.mounts import ResolvedTarget
+from kdumpd.host.watchdogs import read_armed
 
 _HOOKS_DIR = "/etc/kdump"
 _INIT = "initramfs/busybox/init"
@@ -36,6 +37,8 @@ def capture_config(
         hooks=read_hooks(config, root),
         extra_bins=config.extra_bins,
         extra_modules=config.extra_modules,
+        watchdogs=read_armed(root),
+        layout=config.layout,
     )
 
 

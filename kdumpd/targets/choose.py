@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdumpd.config.capture import Destination, LocalDestination, NfsDestination, RawDestination, SshDestination
@@ -12,24 +12,32 @@ from kdumpd.errors import UnsupportedError
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC, LocalDisk
 from kdumpd.targets.target import Target
 
+_AS_THEY_ARE: Mapping[str, str] = {}
+
 
 def make_target(
     destination: Destination,
     mountpoint: Path,
     *,
     encrypt_to: Sequence[str],
+    names: Mapping[str, str] = _AS_THEY_ARE,
+    links: Mapping[str, str] = _AS_THEY_ARE,
     device_deadline_sec: float = DEVICE_DEADLINE_SEC,
     network: Network | None = None,
     network_deadline_sec: float = 60.0,
 ) -> Target:
     """The target of `destination`; filesystems are mounted on `mountpoint`. Whatever is written is encrypted to the
-    public keys `encrypt_to`, if there are any: whoever asks for a target has to say so. `network` is set up before
-    one on the network is reached. Raises UnsupportedError."""
+    public keys `encrypt_to`, if there are any: whoever asks for a target has to say so. `names` and `links` are as in
+    config.layout. `network` is set up before one on the network is reached. Raises UnsupportedError."""
     target = _plain(destination, mountpoint, device_deadline_sec)
     if network is not None and isinstance(destination, NfsDestination | SshDestination):
         from kdumpd.targets.network import NetworkedTarget
 
         target = NetworkedTarget(target, network, network_deadline_sec)
+    if names:
+        from kdumpd.targets.renamed import RenamedTarget
+
+        target = RenamedTarget(target, names, links)
     if encrypt_to:
         from kdumpd.targets.sealed import SealedTarget
 

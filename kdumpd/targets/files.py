@@ -187,6 +187,13 @@ class CrashDirectory:
         os.close(self._fd)
         os.close(self._parent_fd)
 
+    def link(self, name: str, target: str) -> None:
+        """A symbolic link, which nobody here follows. Raises TargetError."""
+        try:
+            os.symlink(target, name, dir_fd=self._fd)
+        except OSError as error:
+            raise _error(error, f"{self.path / name} cannot be made") from error
+
     def create_file(self, name: str) -> OutputFile:
         """A new file, 0600. Raises TargetError when the name is taken."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -213,11 +220,6 @@ class CrashDirectory:
         """Takes a file away, which gives its room back; nothing when that fails."""
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._fd)
-
-    def discard(self) -> None:
-        """Takes the folder away if it is empty; nothing when that fails."""
-        with contextlib.suppress(OSError):
-            os.rmdir(self.path.name, dir_fd=self._parent_fd)
 
     def rename(self, old: str, new: str) -> None:
         """Gives a file its final name and makes that durable. Raises TargetError, also when the folder itself has no

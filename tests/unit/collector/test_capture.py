@@ -17,7 +17,7 @@ import pytest
 from fake_kernel import OLD, PAGES, FakeKernel
 
 from kdumpd.collector import capture as capturing
-from kdumpd.collector.capture import Places, capture, crash_name, image_id
+from kdumpd.collector.capture import Places, capture, image_id
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
 from kdumpd.config.capture import CaptureConfig, LocalDestination
@@ -225,23 +225,6 @@ def test_pages_that_cannot_be_read_are_named(core: Path, tmp_path: Path, monkeyp
     assert manifest.result is Result.COMPLETE
     assert manifest.pages["unreadable"] == 1
     assert any("pfn 0x301" in note for note in manifest.notes)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("db-7.example.org", "db-7.example.org"),
-        ("../../etc", "_.._etc"),
-        ("", "unknown"),
-        ("...", "unknown"),
-        ("-rf", "rf"),
-        ("a b\x1b[2J/\n", "a_b__2J__"),
-        ("x" * 300, "x" * 64),
-        ("имя", "___"),
-    ],
-)
-def test_names_of_crashes_are_harmless(host: str, expected: str) -> None:
-    assert crash_name(host, 0) == f"{expected}-19700101T000000Z"
 
 
 MISSING = tuple(

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,13 @@ from kdumpd.collector.early import EarlyLog
 from kdumpd.collector.kernel_messages import read_messages
 from kdumpd.collector.supervised import Answers, Orders, parse_orders
 from kdumpd.config.capture import CaptureConfig, Destination, LocalDestination
+from kdumpd.config.layout import Layout
 from kdumpd.config.model import DEFAULT_DUMP, Action, Deadlines
+from kdumpd.crashes.index import Standing, read_crashes
+from kdumpd.crashes.verify import verify
 from kdumpd.dumpfile.manifest import Manifest, Result
-from kdumpd.errors import TargetError
+from kdumpd.errors import DumpFormatError, TargetError
+from kdumpd.targets import choose
 from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.target import Target
 
@@ -47,7 +53,11 @@ class Lab:
             settings=root / "capture.json", image=root / "image.json", vmcore=core, mountpoint=root / "mnt",
             heartbeat=root / "alive", answers=root, kmsg=root / "kmsg",
         )  # fmt: skip
-        monkeypatch.setattr(capturing, "make_target", lambda destination, *_, **__: self.target(destination))
+        monkeypatch.setattr(choose, "_plain", lambda destination, *_: self.target(destination))
+
+    def change(self, **changes: object) -> None:
+        settings = CaptureConfig.from_json(self.places.settings.read_text(), "settings")
+        self.places.settings.write_text(dataclasses.replace(settings, **changes).to_json())  # type: ignore[arg-type]
 
     def target(self, destination: Destination) -> Target:
         lab = self
@@ -93,6 +103,41 @@ def test_the_supervisor_hears_where_the_dump_is(lab: Lab) -> None:
     assert lab.told("path").endswith(crash.name)
     assert (crash / "kexec-dmesg.log").read_text() == "[    1.500000] ext4: mounted\n"
     assert lab.opened == ["a"]
+
+
+def test_debians_layout_is_found_again(lab: Lab) -> None:
+    lab.change(layout=Layout.DEBIAN)
+    assert capture(lab.places) == 0
+    (crash,) = lab.crashes("a")
+    assert crash.name == "202311142213"
+    assert {path.name for path in crash.iterdir()} == {
+        "dump.202311142213", "manifest.json", "kexec-dmesg.log", "kexec_cmd",
+        "kernel_link", "config_link", "system.map_link",
+    }  # fmt: skip
+    assert os.readlink(crash / "config_link") == "/boot/config-6.1"
+    (found,) = read_crashes(crash.parent)
+    assert (found.standing, found.dump) == (Standing.COMPLETE, crash / "dump.202311142213")
+    assert verify(found) is None
+    (crash / "manifest.json").unlink()
+    assert not read_crashes(crash.parent)  # a dump alone may be anybody's
+
+
+def test_debians_layout_without_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.change(layout=Layout.DEBIAN, destinations=(FIRST,))
+    monkeypatch.setattr(capturing.Source, "log_lines", lambda _: ["one"])
+    monkeypatch.setattr(capturing, "check_dump", fails)
+    assert capture(lab.places) == 1
+    (found,) = read_crashes(lab.root / "a/crash")
+    assert found.standing is Standing.INCOMPLETE
+    assert found.log == found.path / "dmesg.202311142213"
+    assert (found.path / "dump-incomplete.202311142213").stat().st_size == found.dump_bytes
+    (found.path / "manifest.json").unlink()
+    (found,) = read_crashes(lab.root / "a/crash")
+    assert found.standing is Standing.INTERRUPTED
+
+
+def fails(*_: object) -> None:
+    raise DumpFormatError("it does not read back")
 
 
 def test_a_second_run_begins_behind_the_target_that_hung(lab: Lab) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from kdumpd.config.capture import (
     RawDestination,
     SshDestination,
 )
+from kdumpd.config.layout import Layout, host_label
 from kdumpd.config.model import DEFAULT_DUMP, Deadlines, Hooks
 from kdumpd.errors import ConfigError
 
@@ -69,6 +71,12 @@ def parse(text: str) -> Config:
             Config(final_action=Action.POWEROFF, failure_action=Action.HALT),
         ),
         ("default halt", Config(failure_action=Action.HALT)),
+        ("path /crash/%HOST", Config(path=f"/crash/{host_label(os.uname().nodename)}")),
+        ("layout debian", Config(layout=Layout.DEBIAN)),
+        ("path /var/crash/%HOST-%DATE", Config(path="/var/crash")),
+        ("path /%DATE", Config(path="/")),
+        ("core_collector scp", Config(dump=DumpSettings(elf=True))),
+        ("core_collector cp --sparse=always", Config(dump=DumpSettings(elf=True))),
         ("keep_crashes 5\nkeep_days 90", Config(keep_crashes=5, keep_days=90)),
         (
             "level 1, 17,31\ncompress zlib 9\nthreads 2",
@@ -126,6 +134,7 @@ def test_values(text: str, expected: Config | None) -> None:
         ("final_action shell", "'shell' is not an action; use one of reboot, halt, poweroff", True),
         ("failure_action dump_to_root", "did you mean 'dump_to_rootfs'?", True),
         ("level 32", "'32' is not a dump level from 0 to 31", True),
+        ("layout ubuntu", "'ubuntu' is not a layout; use one of kdumpd, rhel, debian", True),
         ("compress zst", "did you mean 'zstd'?", True),
         ("compress zlib 10", "'10' is not a level of zlib; use auto or a number from 1 to 9", True),
         ("compress lzo 3", "lzo has no levels", True),
@@ -141,7 +150,9 @@ def test_values(text: str, expected: Config | None) -> None:
         ("extra_modules gfs2 ../x", "'../x' is not the name of a kernel module", True),
         ("final_action rebot", "did you mean 'reboot'?", True),
         ("sshkey id_ed25519", "the file of the key must begin with a slash", True),
-        ("core_collector scp", "core_collector 'scp' is not available", True),
+        ("core_collector external makedumpfile -d 31", "core_collector 'external' is not available", True),
+        ("path /crash/%IP", "'%IP' in path is not known; %HOST and %DATE are", True),
+        ("path /crash/%DATE/x", "%DATE may stand in the last part of path only", True),
         ("core_collector makedumpfile -d 32", "dump level '32'", True),
         ("core_collector makedumpfile -d", "option '-d' needs a value", True),
         ("core_collector makedumpfile --erase x", "option '--erase' is not known", True),
@@ -171,6 +182,50 @@ def test_a_later_file_overrides(tmp_path: Path) -> None:
     found = read_config(tmp_path)
     assert (found.path, found.final_action) == ("/three", Action.HALT)
     assert [str(problem) for problem in found.problems] == ["/etc/kdump.conf.d/20-a.conf:2: unknown directive 'oops'"]
+
+
+# The forms of RHEL's own example file and of the examples in its kdump.conf(5).
+RHEL = """
+#raw /dev/vg/lv_kdump
+ext4 /dev/vg/lv_kdump
+path /var/crash
+core_collector makedumpfile -l --message-level 7 -d 31
+kdump_post /var/crash/scripts/kdump-post.sh
+kdump_pre /var/crash/scripts/kdump-pre.sh
+kdump_emergency /var/crash/scripts/kdump-emergency.sh
+extra_bins /usr/bin/lftp
+extra_modules gfs2
+default shell
+final_action poweroff
+force_rebuild 1
+dracut_args --omit-drivers "cfg80211 snd" --add-drivers "ext2 ext3"
+fence_kdump_args -p 7410 -f auto -c 0 -i 10
+auto_reset_crashkernel yes
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RHEL,
+        "raw /dev/sdb1\n",
+        "ext4 LABEL=/dumps\n".replace("/", ""),
+        "ext4 UUID=03138356-5e61-4ab3-b58e-27507ac41937\n",
+        "nfs my.server.com:/export/tmp\n",
+        "nfs [2001:db8::1:2:3:4]:/export/tmp\n",
+        "ssh user@my.server.com\nsshkey /root/.ssh/kdump_id_rsa\n",
+        "ssh user@2001:db8::1:2:3:4\nsshkey /root/.ssh/mykey\n",
+        "virtiofs myfs\npath /var/crash\n",
+        "core_collector makedumpfile -F -l --message-level 7 -d 31\nssh user@host\n",
+        "core_collector makedumpfile -c --message-level 1 -d 31\n",
+        "core_collector scp\nssh user@host\n",
+        "core_collector cp --sparse=always\n",
+        "failure_action dump_to_rootfs\n",
+        "force_no_rebuild 1\n",
+    ],
+)
+def test_what_rhel_takes_is_taken(text: str) -> None:
+    assert parse(text).errors == ()
 
 
 def test_a_later_core_collector_says_all_there_is_to_say() -> None:
