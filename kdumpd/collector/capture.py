@@ -185,6 +185,9 @@ class _Run:
         except KdumpError as error:
             self._failed(destination, str(error))
             return False
+        except Exception as error:  # a fault of ours, or no memory for this target, must not cost the next one
+            self._failed(destination, f"{INTERNAL_FAULT}: {error!r}")
+            return False
         self._tell(destination, where, manifest)
         for step in manifest.steps:
             progress.say(f"{step.step}: {step.reason}")

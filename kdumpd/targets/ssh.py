@@ -186,9 +186,13 @@ def _socket(destination: SshDestination, wait_sec: float) -> socket.socket:
     places = destination.addresses or (destination.host,)
     trouble: OSError = OSError("no address")
     for place in places:
+        # Not create_connection: it looks addresses up as names, for which a capture image has no codec.
+        found = socket.socket(socket.AF_INET6 if ":" in place else socket.AF_INET, socket.SOCK_STREAM)
+        found.settimeout(max(1.0, wait_sec / len(places)))
         try:
-            found = socket.create_connection((place, destination.port), timeout=max(1.0, wait_sec / len(places)))
+            found.connect((place, destination.port))
         except OSError as error:
+            found.close()
             trouble = error
             continue
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(REPLY_SEC * 1000))

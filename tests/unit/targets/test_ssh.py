@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
@@ -63,11 +64,11 @@ def nothing() -> None:
     pass
 
 
-def run_capture(tmp_path: Path, core: Path, wanted: SshDestination) -> int:
+def run_capture(tmp_path: Path, core: Path, *wanted: SshDestination) -> int:
     settings = CaptureConfig(
         hostname="host",
         kernel="6.1.0-fake",
-        destinations=(wanted,),
+        destinations=wanted,
         dump=DEFAULT_DUMP,
         final_action=Action.REBOOT,
         failure_action=Action.REBOOT,
@@ -77,6 +78,29 @@ def run_capture(tmp_path: Path, core: Path, wanted: SshDestination) -> int:
         settings=tmp_path / "capture.json", image=tmp_path / "none", vmcore=core, mountpoint=tmp_path, heartbeat=None
     )
     return capture(places)
+
+
+@pytest.mark.parametrize("fault", ["host key", "our own"])
+def test_the_next_target_gets_the_dump(
+    fault: str, server: Sshd, tmp_path: Path, core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = destination(server, tmp_path / "one"), destination(server, tmp_path / "two")
+    if fault == "host key":
+        (tmp_path / "empty").write_text("")
+        first = dataclasses.replace(first, known_hosts=str(tmp_path / "empty"))
+    else:
+        real = ssh.SshServer
+
+        def faulty(wanted: SshDestination) -> SshServer:
+            if wanted is not second and wanted.directory.endswith("one"):
+                raise LookupError("unknown encoding: idna")
+            return real(wanted)
+
+        monkeypatch.setattr(ssh, "SshServer", faulty)
+    assert run_capture(tmp_path, core, first, second) == 0
+    assert not (tmp_path / "one").exists()
+    manifest = check_whole(only_crash(tmp_path / "two"))
+    assert any("was tried" in note for note in manifest.notes)
 
 
 def only_crash(folder: Path) -> Path:
