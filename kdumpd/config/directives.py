@@ -16,7 +16,7 @@ from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.core_collector import COMPRESSION_LEVELS, MAX_LEVEL, MAX_THREADS, parse_core_collector
 from kdumpd.config.layout import Layout, host_label
 from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, DumpSettings, OnUnload
-from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, whole_number, words
+from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, switch, whole_number, words
 
 Changes = dict[str, object]
 Reader = Callable[[str], Changes]
@@ -80,6 +80,12 @@ def _keep_free(value: str) -> Changes:
     return {"dump.keep_free_bytes": size, "dump.keep_free_percent": percent}
 
 
+def _force_rebuild(value: str) -> Changes:
+    """What it asks for happens anyway: an image is built anew whenever anything in it has changed."""
+    switch(value)
+    return {}
+
+
 def _extra_bins(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(absolute_path(word, "a program") for word in value.split()))
 
@@ -110,6 +116,8 @@ READERS: Mapping[str, Reader] = {
     "final_action": _field("final_action", lambda text: choice(FINAL_ACTIONS, text, "an action")),
     "failure_action": _field("failure_action", lambda text: choice(Action, text, "an action")),
     "encrypt_to": _field("encrypt_to", recipient_keys),
+    "force_rebuild": _force_rebuild,
+    "force_no_rebuild": _field("force_no_rebuild", switch),
     "kdump_pre": _program("kdump_pre"),
     "kdump_post": _program("kdump_post"),
     "kdump_emergency": _program("kdump_emergency"),
@@ -132,7 +140,7 @@ REPEATED = frozenset({"encrypt_to"})
 ALIASES = {"default": "failure_action"}
 # Directives of RHEL's language that change nothing in how this version captures: a note, not an error.
 WITHOUT_EFFECT = frozenset({
-    "force_rebuild", "force_no_rebuild", "dracut_args", "auto_reset_crashkernel", "fence_kdump_args",
+    "dracut_args", "auto_reset_crashkernel", "fence_kdump_args",
 })  # fmt: skip
 # Those whose loss somebody would notice only after the crash: refused, rather than left out in silence.
 UNAVAILABLE = frozenset({"fence_kdump_nodes"})

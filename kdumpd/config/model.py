@@ -201,6 +201,7 @@ class Config:
     keep_crashes: int | None = None
     keep_days: int | None = None
     layout: Layout = Layout.KDUMPD
+    force_no_rebuild: bool = False
     on_unload: OnUnload = OnUnload.RELOAD
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
     commandline: str | None = None

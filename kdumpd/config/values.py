@@ -44,6 +44,13 @@ def seconds(text: str, low: int, high: int) -> int:
     return found
 
 
+def switch(text: str) -> bool:
+    """1 or 0, yes or no."""
+    if text not in ("0", "1", "no", "yes"):
+        raise ValueError(f"'{text}' is neither 1 nor 0")
+    return text in ("1", "yes")
+
+
 def whole_number(text: str, low: int, high: int, what: str) -> int:
     """A number in decimal digits; `what` is what it is a number of."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:

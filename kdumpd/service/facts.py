@@ -70,6 +70,7 @@ def gather(
         need=need,
         security=read_security(root),
         problems=config.problems,
+        no_rebuild=config.force_no_rebuild,
         kernel=None if kernel is None else kernel.image,
         kernel_trouble=kernel_trouble,
         target_trouble=None if config.errors else target_trouble,

@@ -246,7 +246,8 @@ class Facts:
     `crash_loaded` is None on a kernel without crash kexec. `loaded` is our own record of this boot, None when the
     kernel holds nothing or something of somebody else. `proven_images` are the ids of images that delivered a
     complete dump. `missed` is what shows a crash that left no dump. `cmdline` is what the capture kernel
-    would be told if it were loaded now, empty when nobody knows.
+    would be told if it were loaded now, empty when nobody knows. `no_rebuild` is an administrator who builds images
+    himself.
     """
 
     machine: Machine
@@ -269,6 +270,7 @@ class Facts:
     failure: Failure | None
     around: Surroundings = dataclasses.field(default_factory=Surroundings)
     missed: str = ""
+    no_rebuild: bool = False
     cmdline: str = ""
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
 

@@ -51,7 +51,7 @@ def _why_build(facts: Facts, *, rebuild: bool) -> str | None:
         return "build the image: there is none"
     if facts.image.damaged is not None:
         return f"build the image: {facts.image.damaged}"
-    if facts.image.stale is not None:
+    if facts.image.stale is not None and not facts.no_rebuild:
         return f"build the image: {facts.image.stale}"
     return None
 

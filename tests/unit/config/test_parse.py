@@ -29,6 +29,7 @@ from kdumpd.config.capture import (
 )
 from kdumpd.config.layout import Layout, host_label
 from kdumpd.config.model import DEFAULT_DUMP, Deadlines, Hooks
+from kdumpd.config.parse import directives
 from kdumpd.errors import ConfigError
 
 NAME = "/etc/kdump.conf"
@@ -77,6 +78,8 @@ def parse(text: str) -> Config:
         ("path /%DATE", Config(path="/")),
         ("core_collector scp", Config(dump=DumpSettings(elf=True))),
         ("core_collector cp --sparse=always", Config(dump=DumpSettings(elf=True))),
+        ("force_rebuild 1", Config()),
+        ("force_no_rebuild 1", Config(force_no_rebuild=True)),
         ("keep_crashes 5\nkeep_days 90", Config(keep_crashes=5, keep_days=90)),
         (
             "level 1, 17,31\ncompress zlib 9\nthreads 2",
@@ -139,6 +142,7 @@ def test_values(text: str, expected: Config | None) -> None:
         ("compress zlib 10", "'10' is not a level of zlib; use auto or a number from 1 to 9", True),
         ("compress lzo 3", "lzo has no levels", True),
         ("threads 0", "'0' is not a number of threads from 1 to 1024", True),
+        ("force_no_rebuild maybe", "'maybe' is neither 1 nor 0", True),
         ("keep_free lots", "'lots' is neither a size nor a share", True),
         ("keep_crashes 0", "'0' is not a number of crashes from 1", True),
         ("deadline_total 10 weeks", "'10 weeks' is not a time; write seconds", True),
@@ -250,13 +254,17 @@ def test_an_unreadable_file_is_a_fatal_problem(tmp_path: Path) -> None:
     assert "Is a directory" in str(problem)
 
 
+LIKELY = ("1", "0", "10min", "5", "/bin/true", "31,1", "zstd 3", "makedumpfile -E", "50%", "debian", "UUID=1", "a@b:2")
+
+
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["path", "ext4", "core_collector", "final_action", "raw", "x"]), st.text())))
+@given(st.lists(st.tuples(st.sampled_from([*sorted(directives()), "x"]), st.text() | st.sampled_from(LIKELY))))
 def test_any_text_gives_a_config_and_sentences(lines: list[tuple[str, str]]) -> None:
     found = parse("\n".join(f"{name} {value}" for name, value in lines))
     assert found.path.startswith("/")
     assert all(0 <= level <= 31 for level in found.dump.levels)
-    assert all("\n" not in str(problem) or problem.message for problem in found.problems)
+    assert all(problem.message.isprintable() for problem in found.problems)
+    assert not (found.dump.elf and found.dump.compression is not Compression.NONE)
 
 
 DESTINATIONS = (
