@@ -79,7 +79,8 @@ class _File:
         return {**self._values, **({"targets": tuple(self._targets)} if self._targets else {})}
 
     def _complain(self, number: int, message: str, *, fatal: bool) -> None:
-        self.problems.append(Problem(file=self._name, line=number, message=message, fatal=fatal))
+        shown = "".join(char if char.isprintable() else " " for char in message)  # a value may have tabs in it
+        self.problems.append(Problem(file=self._name, line=number, message=shown, fatal=fatal))
 
     def _directive(self, name: str, value: str, number: int) -> None:
         known = directives()
