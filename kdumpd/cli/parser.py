@@ -98,6 +98,8 @@ def make_parser() -> argparse.ArgumentParser:
     verb("get-default-crashkernel", "memory:default_crashkernel", "the crashkernel= that fits this machine")
     verb("reset-crashkernel", "memory:reset", "set the boot loader to that crashkernel=", add=_dry_run)
     verb("reservation", "memory:reservation", "show or set crashkernel= of the next boot", add=_reservation)
+    verb("propagate", "propagate:run", "make the ssh targets ready: key, host key, a round trip", add=_propagate)
+    verb("test-target", "propagate:test", "try the targets on the network with the code that captures")
     verb("build", "build:build", "make image, command line and load command for a board", add=_build)
     verb("kernel-hook", "kernels:hook", "tell the service of a kernel that came or went", add=_kernel_hook)
     return parser
@@ -137,6 +139,12 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="without a question")
+
+
+def _propagate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="?", metavar="USER@HOST[:PORT]", help="default: those of kdump.conf")
+    parser.add_argument("--yes", action="store_true", help="pin the host key that the server shows, unseen")
+    parser.add_argument("--fingerprint", metavar="SHA256:...", help="pin the host key that has this fingerprint")
 
 
 def _dry_run(parser: argparse.ArgumentParser) -> None:

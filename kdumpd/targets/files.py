@@ -221,6 +221,11 @@ class CrashDirectory:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._fd)
 
+    def discard(self) -> None:
+        """Takes the folder away if it is empty; nothing when that fails."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path.name, dir_fd=self._parent_fd)
+
     def rename(self, old: str, new: str) -> None:
         """Gives a file its final name and makes that durable. Raises TargetError, also when the folder itself has no
         longer the name that it was made with."""

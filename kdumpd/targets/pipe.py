@@ -7,6 +7,7 @@ when the dump gets its final name, and the server has to say the size and the sh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
@@ -234,6 +235,11 @@ class PipeDirectory:
             self._shell.run(_command(_REMOVE, self._path, name), self._alive)
         except (LinkLostError, KdumpError):
             return
+
+    def discard(self) -> None:
+        """Takes the folder away if it is empty; nothing when that fails."""
+        with contextlib.suppress(LinkLostError, KdumpError):
+            self._shell.run(_command('rmdir -- "$1"', self._path), self._alive)
 
     def rename(self, old: str, new: str) -> None:
         """Gives a file its final name, when the server has confirmed all of it."""

@@ -385,6 +385,13 @@ class RemoteDirectory:
         if file is not None and found.size is not None and found.size != file.size:
             raise TargetError(f"{self.path}/{new} has {found.size} bytes on the server, and should have {file.size}")
 
+    def discard(self) -> None:
+        """Takes the folder away if it is empty; nothing when that fails."""
+        try:
+            self._link.attempt(lambda session: session.call(Kind.RMDIR, sftp.string(self.path)).status())
+        except (ServerError, KdumpError):
+            return
+
     def sync(self) -> None:
         """Nothing: SFTP has no way to ask that names be durable; fsync of a file brings its name along on most."""
 

@@ -210,6 +210,20 @@ def _transport(connected: socket.socket) -> paramiko.Transport:
         raise LinkLostError(str(error)) from error
 
 
+def host_key(destination: SshDestination, wait_sec: float) -> known_hosts.HostKey:
+    """The key that the server shows; nothing is trusted, and nobody logs in. Raises TargetError."""
+    try:
+        transport = _transport(_socket(destination, wait_sec))
+        try:
+            transport.start_client(timeout=wait_sec)
+            found = transport.get_remote_server_key()
+        finally:
+            transport.close()
+    except (LinkLostError, paramiko.SSHException, OSError, EOFError) as error:
+        raise TargetError(f"{destination.host} shows no host key: {error}", hint="does sshd run there?") from error
+    return known_hosts.HostKey(found.get_name(), found.asbytes())
+
+
 def read_private_key(path: Path) -> paramiko.PKey:
     """The key that was made for dumps. Raises RefusedError naming what is wrong with it."""
     hint = "kdumpctl propagate"

@@ -13,7 +13,7 @@ function __kdumpctl_kernels
 end
 
 set -l verbs status why-stale watch list info verify decrypt test load start unload stop reload restart rebuild show-config \
-    check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation build \
+    check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation propagate test-target build \
     kernel-hook
 set -l none "not __fish_seen_subcommand_from $verbs"
 
@@ -43,6 +43,8 @@ complete -c kdumpctl -n $none -a showmem -d 'how much memory is reserved'
 complete -c kdumpctl -n $none -a get-default-crashkernel -d 'the crashkernel= that fits'
 complete -c kdumpctl -n $none -a reset-crashkernel -d 'set the boot loader to it'
 complete -c kdumpctl -n $none -a reservation -d 'show or set crashkernel= of the next boot'
+complete -c kdumpctl -n $none -a propagate -d 'make the ssh targets ready'
+complete -c kdumpctl -n $none -a test-target -d 'try the targets on the network'
 complete -c kdumpctl -n $none -a build -d 'all that a board needs, in one folder'
 complete -c kdumpctl -n $none -a kernel-hook -d 'tell of a kernel that came or went'
 
@@ -55,6 +57,8 @@ complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s i -l identity -
 complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s o -l output -d 'where the files go' -xa '(__fish_complete_directories)'
 complete -c kdumpctl -n '__fish_seen_subcommand_from test' -l force -d 'without a question'
 complete -c kdumpctl -n '__fish_seen_subcommand_from reservation; and not __fish_seen_subcommand_from show set' -a 'show set'
+complete -c kdumpctl -n '__fish_seen_subcommand_from propagate' -l yes -d 'pin the host key unseen'
+complete -c kdumpctl -n '__fish_seen_subcommand_from propagate' -l fingerprint -x -d 'of the host key to pin'
 set -l build '__fish_seen_subcommand_from build'
 complete -c kdumpctl -n $build -l kernel -rF -d 'the kernel of the board'
 complete -c kdumpctl -n $build -l dtb -rF -d 'its device tree'

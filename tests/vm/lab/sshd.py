@@ -52,7 +52,7 @@ class Sshd:
             f"Port {self.port}",
             "ListenAddress 127.0.0.1",
             f"HostKey {self.host_key}",
-            f"AuthorizedKeysFile {folder}/authorized_keys",
+            f"AuthorizedKeysFile {folder}/authorized_keys {folder}/.ssh/authorized_keys",
             "PidFile none",
             "StrictModes no",
             "UsePAM no",
