@@ -62,8 +62,9 @@ def need_library() -> None:
         import cryptography.hazmat.primitives.ciphers.aead
         import cryptography.hazmat.primitives.kdf.hkdf  # noqa: F401  # both are used below
     except Exception as error:  # a library that OpenSSL lacks raises what the module itself has no name for
+        reason = str(error).partition(". ")[0]
         raise UnsupportedError(
-            f"nothing can be encrypted or decrypted without the Python module cryptography: {error}",
+            f"nothing can be encrypted or decrypted without the Python module cryptography: {reason}",
             hint="install python3-cryptography",
         ) from error
 

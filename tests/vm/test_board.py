@@ -17,6 +17,7 @@ import pytest
 from lab import board, pages, prepare, proof, tiny, tools
 from lab.aptroot import run
 
+_EM_AARCH64 = b"\xb7\0"
 LOAD_TIMEOUT_S, CAPTURE_TIMEOUT_S, BACK_TIMEOUT_S = 240, 240, 180
 
 
@@ -35,12 +36,26 @@ def build(kernel: board.Kernel, scratch: Path) -> Path:
     return out
 
 
+def of_the_board_alone(image: Path, folder: Path) -> None:
+    """Every program in the image is for arm64, and all byte code is of one Python."""
+    folder.mkdir()
+    script = 'zstd -dc "$1" | (cd "$2" && cpio -idm --quiet --no-absolute-filenames)'
+    run(["sh", "-ec", script, "sh", str(image), str(folder)], timeout=120)
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    programs = [path for path in files if path.read_bytes()[:4] == b"\x7fELF"]
+    foreign = [path for path in programs if path.read_bytes()[18:20] != _EM_AARCH64]
+    assert len(programs) > 20 and not foreign, foreign
+    magics = {path.read_bytes()[:4] for path in files if path.suffix == ".pyc"}
+    assert len(magics) == 1, magics
+
+
 @pytest.mark.parametrize("suite", [board.SUITE, pytest.param("bookworm", marks=pytest.mark.matrix)])
 def test_a_board_captures_to_a_usb_stick(suite: str, scratch: Path) -> None:
     """Debian 13's kernel, and by hand 12's, for which kexec-tools arm a header that no capture kernel can read."""
     kernel = board.kernel(suite)
     marker = f"kdumpd-marker-{os.urandom(8).hex()}"
     out = build(kernel, scratch)
+    of_the_board_alone(out / "capture-initramfs", scratch / "unpacked")
     disk = board.root_disk(scratch, out, marker)
     stick = board.usb_disk(scratch / "stick.raw")
     with board.machine(kernel, disk, stick, scratch) as machine:

@@ -12,12 +12,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_machine import bzimage
 
 from kdumpd.config.capture import CaptureConfig, LocalDestination
 from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.errors import BuildError, KdumpError, LoadError, NotFoundError, UnsupportedError
 from kdumpd.host.fdt import DeviceTree, Node
-from kdumpd.image import board, board_folder
+from kdumpd.image import board, board_folder, cpio
 from kdumpd.image.origin import PYTHON, Origin
 
 RELEASE = "6.6.30-board"
@@ -180,6 +181,24 @@ def test_drivers_are_taken_as_far_as_the_kernel_has_them(kernel: Path, tmp_path:
     missing = request(kernel, tmp_path, modules=modules, drivers=["phy-z"])
     with pytest.raises(NotFoundError, match="has no module phy-z"):
         board._modules(missing, board._index(missing))
+
+
+def test_a_board_may_build_for_itself(kernel: Path, tmp_path: Path) -> None:
+    """This machine is the board: its own Python, started as it is, and a kernel for its processor."""
+    head = bytearray(bzimage().ljust(0x1000, b"\0"))
+    struct.pack_into("<H", head, 0x20E, 0x600)
+    version = f"{RELEASE} (me@here) #1".encode()
+    head[0x800 : 0x800 + len(version)] = version
+    data = image() if os.uname().machine == "aarch64" else bytes(head)
+    kernel.write_bytes(data)
+    (tmp_path / "config").write_text(CONFIG + "CONFIG_RD_GZIP=y\n")
+    known = board.read_kernel(kernel, os.uname().machine, tmp_path / "config")
+    made = board.build(board.BoardRequest(kernel=known, capture=capture(), origin=Origin(), modules=None))
+    assert (made.compression, made.modules) == ("gzip", ())
+    entries = {entry.path: entry for entry in cpio.read(gzip.decompress(made.packed))}
+    assert b"LABEL=X" in entries["etc/kdumpd/capture.json"].content
+    assert f'"{RELEASE}"'.encode() in entries["etc/kdumpd/image.json"].content
+    assert any(path.endswith("/numpy/__init__.pyc") for path in entries)
 
 
 @pytest.fixture
