@@ -21,13 +21,12 @@ from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.target import Store, Target
 
 MOUNT_DEADLINE_SEC = 60.0
-# Tenths of a second that an answer may take at first, and how often it is asked for again: about 35 s in all. nolock:
-# there is no lockd and no statd in a capture kernel, and nobody else writes these files. lookupcache and actimeo keep
-# what is remembered of the server short.
-_BOUNDS = "soft,timeo=50,retrans=2,nolock,noac,nosharecache"
+# Tenths of a second that an answer may take at first, and how often it is asked for again: about 30 s in all. nolock:
+# there is no lockd and no statd in a capture kernel, and nobody else writes these files.
+_BOUNDS = "soft,timeo=50,retrans=2,nolock,nosharecache"
 _VERSIONS = ("4.2", "4.1", "4.0", "3")
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 0x2, 0x4, 0x8, 0x400
-_MNT_FORCE, _MNT_DETACH = 0x1, 0x2
+_MNT_DETACH = 0x2
 
 
 class NfsExport(Target):
@@ -109,8 +108,8 @@ def _mount(destination: NfsDestination, address: str, version: str, where: Path)
         options += f",mountaddr={address},mountproto=tcp{family},mountvers=3"
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
     libc = ctypes.CDLL(None, use_errno=True)
-    source, kind = f"{host}:{destination.export}".encode(), b"nfs" if version == "3" else b"nfs4"
-    if libc.mount(source, os.fsencode(where), kind, ctypes.c_ulong(flags), options.encode()) == 0:
+    source = f"{host}:{destination.export}".encode()
+    if libc.mount(source, os.fsencode(where), b"nfs", ctypes.c_ulong(flags), options.encode()) == 0:
         return None
     return os.strerror(ctypes.get_errno())
 
