@@ -370,3 +370,18 @@ def test_what_is_shown_fits_80_columns_and_changes_nothing(machine: FakeMachine,
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert json.loads(kdumpctl(*words, "--json", f"--root={machine.root}").stdout) is not None
     assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("crash", "outcome", "words"),
+    [("", "missing", "no dump came"), ("host-1", "complete", "the dump is host-1 (complete)")],
+)
+def test_status_says_what_became_of_the_last_test(machine: FakeMachine, crash: str, outcome: str, words: str) -> None:
+    test = {"id": "ab", "time_usec": 1_767_225_600_000_000, "outcome": outcome, "crash": crash}
+    machine.write("var/lib/kdumpd/test.json", json.dumps(test))
+    text = kdumpctl("status", f"--root={machine.root}").stdout
+    assert f"· test crashed on request 2026-01-01 00:00: {words} " in " ".join(text.split())
+    facts = json.loads(kdumpctl("status", "--json", f"--root={machine.root}").stdout)
+    assert facts["last_test"] == {name: value for name, value in test.items() if value}
+    machine.write("var/lib/kdumpd/test.json", '{"id": 5}')
+    assert "on request" not in kdumpctl("status", f"--root={machine.root}").stdout
