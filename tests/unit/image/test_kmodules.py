@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import lzma
 from pathlib import Path
@@ -155,3 +156,25 @@ def test_modules_come_out_unpacked(tmp_path: Path) -> None:
             kmodules.read_module(tmp_path / name)
     with pytest.raises(BuildError, match="cannot be read"):
         kmodules.read_module(tmp_path / "gone.ko")
+
+
+def test_aliases_match_as_patterns_do_and_few_are_compiled(tmp_path: Path) -> None:
+    patterns = [
+        "pci:v00001AF4d*",
+        "pci:v*d*bc01*",
+        "*",
+        "virtio:d0000000[2-4]v*",
+        "fs-ext4",
+        "us?:x",
+        "pci:v00001AF5d*",
+    ]
+    many = tuple((f"usb:v{number:04X}p*", "usb") for number in range(5000))
+    aliases = (*((pattern, f"m{number}") for number, pattern in enumerate(patterns)), *many)
+    index = kmodules.ModuleIndex(
+        folder=tmp_path, depends={}, builtin=frozenset(), aliases=aliases, builtin_aliases=(), softdeps={}
+    )
+    kept = fnmatch._compile_pattern.cache_info().misses  # type: ignore[attr-defined]
+    for wanted in ("pci:v00001AF4d00001001bc01", "virtio:d00000002v00001AF4", "fs-ext4", "usb:x", ""):
+        slowly = [name for pattern, name in aliases[:7] if fnmatch.fnmatchcase(wanted, pattern)]
+        assert [name for name in index.by_alias(wanted) if name != "usb"] == slowly
+    assert fnmatch._compile_pattern.cache_info().misses - kept < 50  # type: ignore[attr-defined]
