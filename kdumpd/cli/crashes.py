@@ -11,8 +11,8 @@ from typing import Any
 
 from kdumpd.cli import output
 from kdumpd.config.parse import read_config
-from kdumpd.crashes.index import Crash, find_crash, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.index import Crash, find_crash
+from kdumpd.crashes.place import read_all_crashes
 from kdumpd.crashes.text import printable
 from kdumpd.crashes.verify import verify
 
@@ -63,7 +63,7 @@ def verify_crash(options: Namespace) -> int:
 
 
 def _read(root: Path) -> tuple[Crash, ...]:
-    return read_crashes(crash_folder(read_config(root), root))
+    return read_all_crashes(read_config(root), root)
 
 
 def _row(number: int, crash: Crash) -> tuple[str, ...]:

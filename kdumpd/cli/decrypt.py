@@ -11,8 +11,8 @@ from kdumpd.cli import output
 from kdumpd.config.parse import read_config
 from kdumpd.crashes.decrypt import Decrypted, decrypt
 from kdumpd.crashes.identity import default_identity, read_identities
-from kdumpd.crashes.index import find_crash, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.index import find_crash
+from kdumpd.crashes.place import read_all_crashes
 from kdumpd.crashes.text import printable
 from kdumpd.dumpfile.manifest import ENCRYPTED_SUFFIX
 from kdumpd.errors import NotFoundError
@@ -44,7 +44,7 @@ def _place(word: str, root: Path) -> Path:
         if not path.exists():
             raise NotFoundError(f"there is no file or folder {word}")
         return path
-    return find_crash(read_crashes(crash_folder(read_config(root), root)), word).path
+    return find_crash(read_all_crashes(read_config(root), root), word).path
 
 
 def _facts(each: Decrypted) -> dict[str, object]:

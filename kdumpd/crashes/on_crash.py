@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdumpd.config.parse import read_config
-from kdumpd.crashes.index import Crash, read_crash, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.index import Crash
+from kdumpd.crashes.place import read_all_crashes
 from kdumpd.crashes.retention import expired, remove
 from kdumpd.crashes.text import printable
 from kdumpd.errors import KdumpError, NotFoundError
@@ -117,14 +117,14 @@ def clean(root: Path = Path("/")) -> None:
     # With a line that cannot be followed nobody knows what its owner wants kept.
     if config.errors:
         return
-    for crash, why in expired(read_crashes(crash_folder(config, root)), config, time.time_ns() // 1000):
+    for crash, why in expired(read_all_crashes(config, root), config, time.time_ns() // 1000):
         remove(crash)
         print(f"<5>the dump in {crash.path} was removed ({why})", file=sys.stderr)
 
 
 def _find(name: str, root: Path) -> Crash:
     """The crash with exactly this name. Raises NotFoundError, TargetError."""
-    crash = read_crash(crash_folder(read_config(root), root) / name) if "/" not in name and name[:1] != "." else None
+    crash = next((each for each in read_all_crashes(read_config(root), root) if each.name == name), None)
     if crash is None:
         raise NotFoundError(f"There is no crash {name!r}", hint="see: kdumpctl list")
     return crash

@@ -10,21 +10,55 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdumpd.config.model import Config
-from kdumpd.config.targets import LocalTarget, RawTarget
+from kdumpd.config.targets import LocalTarget, RawTarget, Target
+from kdumpd.crashes.index import Crash, Standing, read_crashes
 from kdumpd.errors import TargetError
 from kdumpd.host import blockdev
 from kdumpd.host.mounts import read_mounts
 
+_ORDER = tuple(Standing)
+
+
+def crash_folders(config: Config, root: Path = Path("/")) -> tuple[Path, ...]:
+    """The folders with one directory for each crash, below `root`: of all targets that are seen at this moment, in
+    their order.
+
+    Raises TargetError, the first target's, when none is.
+    """
+    path = root / config.path.lstrip("/")
+    if not config.targets:
+        return (path,)
+    found: dict[Path, None] = {}
+    troubles: list[TargetError] = []
+    for target in config.targets:
+        try:
+            # What comes to a raw device is copied to `path`.
+            found.setdefault(path if isinstance(target, RawTarget) else _mounted(target, config.path, root))
+        except TargetError as error:
+            troubles.append(error)
+    if not found:
+        raise troubles[0]
+    return tuple(found)
+
 
 def crash_folder(config: Config, root: Path = Path("/")) -> Path:
-    """The folder with one directory for each crash, below `root`.
+    """The first of crash_folders."""
+    return crash_folders(config, root)[0]
 
-    Raises TargetError when kdump.conf names a device that is missing or not mounted at this moment.
-    """
-    if not config.targets or isinstance(config.targets[0], RawTarget):
-        # What comes to a raw device is copied to `path`.
-        return root / config.path.lstrip("/")
-    target = config.targets[0]
+
+def read_all_crashes(config: Config, root: Path = Path("/")) -> tuple[Crash, ...]:
+    """The crashes of all targets that are seen, oldest first. One that lies on several, as its log does when the first
+    target answered late, is the one that has most. Raises TargetError."""
+    best: dict[str, Crash] = {}
+    for folder in crash_folders(config, root):
+        for crash in read_crashes(folder):
+            known = best.setdefault(crash.name, crash)
+            if _ORDER.index(crash.standing) < _ORDER.index(known.standing):
+                best[crash.name] = crash
+    return tuple(sorted(best.values(), key=lambda crash: (crash.time_usec, crash.name)))
+
+
+def _mounted(target: Target, path: str, root: Path) -> Path:
     if not isinstance(target, LocalTarget):
         raise TargetError(f"the dumps go to '{target}', which this machine does not see", hint="look for them there")
     block = blockdev.find_block(target.device, root)
@@ -33,7 +67,7 @@ def crash_folder(config: Config, root: Path = Path("/")) -> Path:
         if number is None and mount.source.startswith("/dev/"):
             number = blockdev.block_by_path(mount.source, root)
         if number == block and mount.root == "/":
-            return root / mount.mountpoint.lstrip("/") / config.path.lstrip("/")
+            return root / mount.mountpoint.lstrip("/") / path.lstrip("/")
     raise TargetError(
         f"{target.device}, which holds the dumps, is not mounted",
         hint=f"mount it to see them: mount {target.device} /mnt",

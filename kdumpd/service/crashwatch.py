@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdumpd.config.model import Config
-from kdumpd.crashes.index import Crash, Standing, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.index import Crash, Standing
+from kdumpd.crashes.place import crash_folders, read_all_crashes
 from kdumpd.errors import KdumpError
 from kdumpd.host.machine import read_machine
 from kdumpd.host.pstore import PanicRecord, read_panics
@@ -48,7 +48,7 @@ class CrashWatch:
         self._journal = journal
         self._on_added = on_added
         self._seen_file = places.state_dir / SEEN_NAME
-        self._stamp: tuple[Path, int, int] | None = None
+        self._stamp: tuple[tuple[Path, int, int], ...] | None = None
         self._crashes: tuple[Crash, ...] = ()
         self.folder: Path | None = None  # where they were looked for, None while that is not known
         self._told: set[str] = set()  # in this process, should the file not be writable
@@ -56,17 +56,19 @@ class CrashWatch:
 
     def read(self, config: Config) -> tuple[Crash, ...]:
         """All crashes, oldest first. Raises TargetError when the folder cannot be seen."""
-        return read_crashes(crash_folder(config, self._places.root))
+        return read_all_crashes(config, self._places.root)
 
     def look(self, config: Config) -> tuple[Crash, ...]:
         """The same from memory while the folder is unchanged; none while it cannot be seen."""
         try:
             self.folder = None
-            self.folder = folder = crash_folder(config, self._places.root)
-            status = folder.stat()
-            stamp = (folder, status.st_ino, status.st_mtime_ns)
+            folders = crash_folders(config, self._places.root)
+            self.folder = folders[0]
+            stamp = tuple(found for found in map(_stamp, folders) if found is not None)
+            if not stamp:
+                raise FileNotFoundError(self.folder)
             if stamp != self._stamp:
-                self._crashes = read_crashes(folder)
+                self._crashes = read_all_crashes(config, self._places.root)
                 self._report()
                 self._stamp = stamp
         except (OSError, KdumpError):
@@ -153,6 +155,15 @@ class CrashWatch:
             duration_usec=crash.took_usec,
             reason=crash.problem,
         )
+
+
+def _stamp(folder: Path) -> tuple[Path, int, int] | None:
+    """What changes when a crash comes; None as long as there is no folder. Raises OSError when it cannot be seen."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return (folder, status.st_ino, status.st_mtime_ns)
 
 
 def _read_seen(path: Path) -> tuple[set[str] | None, set[str]]:

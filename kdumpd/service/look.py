@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from kdumpd.config.parse import read_config
-from kdumpd.crashes.index import Crash, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.index import Crash
+from kdumpd.crashes.place import read_all_crashes
 from kdumpd.errors import DeniedError, KdumpError
 from kdumpd.service.facts import gather
 from kdumpd.service.images import ImageReader
@@ -39,7 +39,7 @@ def look_facts(
     config = read_config(root)
     crashes: tuple[Crash, ...]
     try:
-        crashes = read_crashes(crash_folder(config, root))
+        crashes = read_all_crashes(config, root)
     except KdumpError:
         crashes = ()  # not mounted or not readable: what is not seen proves nothing
     return gather(places, config, ImageReader(places), crashes)

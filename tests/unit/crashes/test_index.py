@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kdumpd.config.model import Config
-from kdumpd.config.targets import LocalTarget
+from kdumpd.config.targets import LocalTarget, RawTarget, SshTarget
 from kdumpd.crashes.index import Standing, find_crash, read_crash, read_crashes
-from kdumpd.crashes.place import crash_folder
+from kdumpd.crashes.place import crash_folder, crash_folders, read_all_crashes
 from kdumpd.crashes.text import printable
 from kdumpd.dumpfile.manifest import FileRecord, Manifest, Result
 from kdumpd.errors import NotFoundError, TargetError
@@ -189,6 +189,33 @@ def test_the_folder_of_a_device(tmp_path: Path) -> None:
         crash_folder(config, tmp_path)
     mountinfo.write_text(mountinfo.read_text() + "30 26 8:16 / /mnt/dumps rw - ext4 /dev/sdb rw\n")
     assert crash_folder(config, tmp_path) == tmp_path / "mnt/dumps/crash"
+
+
+def test_the_crashes_of_a_chain(tmp_path: Path) -> None:
+    """What is seen counts; a crash whose log went elsewhere first is listed once, as what is worth most."""
+    for name, number in (("sdb", "8:16"), ("sdc", "8:32")):
+        block = tmp_path / f"sys/devices/{name}/block/{name}"
+        block.mkdir(parents=True)
+        for link in (f"sys/class/block/{name}", f"sys/dev/block/{number}"):
+            (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / link).symlink_to(block)
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / name).touch()
+    mountinfo = tmp_path / "proc/self/mountinfo"
+    mountinfo.parent.mkdir(parents=True)
+    mountinfo.write_text("30 1 8:16 / /b rw - ext4 /dev/sdb rw\n31 1 8:32 / /c rw - ext4 /dev/sdc rw\n")
+    disks = tuple(LocalTarget(fstype="ext4", device=f"/dev/sd{letter}") for letter in "cb")
+    config = Config(targets=(SshTarget(user="u", host="h"), *disks, RawTarget(device="/dev/sdd")), path="/crash")
+    assert crash_folders(config, tmp_path) == (tmp_path / "c/crash", tmp_path / "b/crash", tmp_path / "crash")
+    _crash(tmp_path / "c/crash", "one", second=1, result=Result.LOG_ONLY)
+    _crash(tmp_path / "b/crash", "one", second=1)
+    _crash(tmp_path / "b/crash", "two", second=2)
+    _crash(tmp_path / "crash", "three", second=3)
+    found = read_all_crashes(config, tmp_path)
+    assert [crash.name for crash in found] == ["one", "two", "three"]
+    assert [crash.standing for crash in found] == [Standing.COMPLETE] * 3
+    with pytest.raises(TargetError, match="which this machine does not see"):
+        crash_folders(Config(targets=(SshTarget(user="u", host="h"),)), tmp_path)
 
 
 def test_control_characters_become_visible() -> None:
