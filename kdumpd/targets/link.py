@@ -123,6 +123,7 @@ class Link(Generic[C]):
                 connection = self._connect(max(1.0, min(left, REPLY_SEC)))
                 if connection.sftp is not None:
                     connection.sftp.on_other = self._answer
+                    connection.sftp.on_wait = self._alive
                 self._connection = connection
                 self.made += 1
                 return

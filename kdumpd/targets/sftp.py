@@ -22,6 +22,7 @@ _MAX_PACKET = 256 << 10  # what OpenSSH takes and sends at most
 _SAFE_WRITE = 32 << 10  # what every server takes
 _BEST_WRITE = 128 << 10
 _HEAD = struct.Struct(">IBI")  # length, kind, number
+_BEAT_SEC = 2.0  # how often somebody is told that an answer is waited for
 _SEND = 32 << 10  # bytes that are handed to the channel at once
 
 
@@ -207,6 +208,7 @@ class SftpSession:
         self._buffer = bytearray()
         self._number = 0
         self.on_other: Callable[[Reply], None] = _unexpected
+        self.on_wait: Callable[[], None] = _nothing
         self._send(struct.pack(">IBI", 5, Kind.INIT, _VERSION))
         hello = self._packet(time.monotonic() + reply_sec)
         if len(hello) < 5 or hello[0] != Kind.VERSION:
@@ -246,7 +248,7 @@ class SftpSession:
         return Reply(packet[0], int.from_bytes(packet[1:5], "big"), memoryview(packet)[5:])
 
     def call(self, kind: Kind, *fields: Buffer, wait_sec: float | None = None) -> Reply:
-        """Sends one and waits for its answer; answers to others go to `on_other`."""
+        """Sends one and waits for its answer; answers to others go to `on_other`, and `on_wait` is called meanwhile."""
         number = self.request(kind, *fields)
         while True:
             found = self.reply(wait_sec)
@@ -279,12 +281,13 @@ class SftpSession:
         while len(self._buffer) < size:
             left = end - time.monotonic()
             try:
-                if left <= 0:
-                    raise TimeoutError
-                self._channel.settimeout(left)
+                self._channel.settimeout(max(0.01, min(left, _BEAT_SEC)))
                 data = self._channel.recv(_SEND)
             except TimeoutError as error:
-                raise LinkLostError("the server does not answer any more") from error
+                if left <= _BEAT_SEC:
+                    raise LinkLostError("the server does not answer any more") from error
+                self.on_wait()
+                continue
             except (OSError, EOFError) as error:
                 raise LinkLostError(f"the connection broke off: {error}") from error
             if not data:
@@ -293,6 +296,10 @@ class SftpSession:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def _nothing() -> None:
+    """Nobody wants to know that an answer takes its time."""
 
 
 def _unexpected(reply: Reply) -> None:

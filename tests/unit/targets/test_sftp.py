@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -143,6 +144,32 @@ def test_a_text_that_a_shell_printed_first_is_told_apart() -> None:
 
     with pytest.raises(LinkLostError, match="which is no SFTP"):
         SftpSession(Chatty([]), 1.0)
+
+
+def test_a_slow_answer_is_waited_for_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An fsync may take a minute and a half: whoever watches the collector hears of it meanwhile."""
+    monkeypatch.setattr("kdumpd.targets.sftp._BEAT_SEC", 0.05)
+
+    class Slow(Answering):
+        waits = 0
+
+        def recv(self, nbytes: int) -> bytes:
+            if self.waits:
+                self.waits -= 1
+                time.sleep(0.05)
+                raise TimeoutError
+            return super().recv(nbytes)
+
+    channel = Slow([])
+    session = SftpSession(channel, 0.2)
+    beats = []
+    session.on_wait = lambda: beats.append(1)
+    channel.waits = 10
+    session.call(Kind.REMOVE, string("x"), wait_sec=5.0).status()
+    assert len(beats) == 10
+    channel.waits = 1000
+    with pytest.raises(LinkLostError, match="does not answer any more"):
+        session.call(Kind.REMOVE, string("x"))
 
 
 def test_the_servers_words_do_not_reach_the_terminal_raw() -> None:
