@@ -20,6 +20,7 @@ from kdumpd.targets.target import Store, Target
 
 _POLL_SEC = 0.2
 _NET = Path("/sys/class/net")
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 
 class NetworkedTarget(Target):
@@ -54,9 +55,7 @@ def bring_up(network: Network, alive: Callable[[], None], deadline_sec: float, s
             _await_carrier(names[interface.name], end, alive, sysfs)
     for interface in network.interfaces:
         for address in interface.addresses:
-            # Others are asked whether they have the address (DAD) before an IPv6 one can be used: no time for that.
-            nodad = ("nodad",) if ":" in address else ()
-            _ip("address", "replace", address, "dev", names[interface.name], *nodad)
+            _ip("address", "replace", address, "dev", names[interface.name])
     for route in network.routes:
         length = ipaddress.ip_address(route.to).max_prefixlen
         family = "-6" if length == 128 else "-4"
@@ -82,6 +81,10 @@ def _make(interface: Interface, names: dict[str, str], end: float, alive: Callab
             _bond(interface, names, sysfs)
     if interface.mtu != 1500:
         _ip("link", "set", "dev", name, "mtu", str(interface.mtu))
+    # Others are asked whether they have an address (DAD) before an IPv6 one can be used: there is no time for that, and
+    # busybox's ip has no word for it.
+    with contextlib.suppress(OSError):
+        (_IPV6 / name / "accept_dad").write_text("0\n")
     _ip("link", "set", "dev", name, "up")
     return name
 

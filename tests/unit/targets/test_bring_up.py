@@ -27,7 +27,7 @@ def sysfs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     lines: list[str] = []
 
     def run(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -35,6 +35,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(network, "run_tool", run)
+    monkeypatch.setattr(network, "_IPV6", tmp_path / "ipv6")
+    (tmp_path / "ipv6/eth1").mkdir(parents=True)
     return lines
 
 
@@ -46,6 +48,7 @@ def test_a_card_is_found_by_its_address(sysfs: Path, told: list[str]) -> None:
         Route(to="2a00::1", gateway="fe80::1", device="ens3"),
     )
     network.bring_up(Network(interfaces=(card,), routes=routes), lambda: None, 5, sysfs)
+    assert (sysfs / "ipv6/eth1/accept_dad").read_text() == "0\n"
     assert told == [
         "link set dev eth1 mtu 9000",
         "link set dev eth1 up",
@@ -56,6 +59,26 @@ def test_a_card_is_found_by_its_address(sysfs: Path, told: list[str]) -> None:
         "-6 route replace fe80::1/128 dev eth1",
         "-6 route replace 2a00::1/128 via fe80::1 dev eth1",
     ]
+
+
+def test_busybox_knows_these_words(tmp_path: Path) -> None:
+    """Its ip(8) has a language of its own, and complains of what it does not know; in a network namespace."""
+    (tmp_path / "ip").symlink_to("/bin/busybox")
+    lines = (
+        "link set dev lo mtu 9000",
+        "link set dev lo up",
+        "address replace 10.0.2.15/24 dev lo",
+        "address replace 10.0.2.15/24 dev lo",
+        "address replace 2001:db8::15/64 dev lo",
+        "-4 route replace 10.0.2.1/32 dev lo",
+        "-4 route replace 203.0.113.5/32 via 10.0.2.1 dev lo",
+        "-6 route replace fe80::1/128 dev lo",
+    )
+    script = "".join(f'"$1" {line} || exit\n' for line in lines)
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", script, "sh", str(tmp_path / "ip")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_vlan_on_a_bond(sysfs: Path, told: list[str]) -> None:
