@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from kdumpd.config.capture import Destination
 
-EARLY_SEC = 8.0
+EARLY_SEC = 6.0  # what is left of ten seconds is for reaching the other target
 _PATIENCE_SEC = 60.0
 _POLL_SEC = 0.2
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import circle, cpio, image
+from lab import circle, image
 from lab.aptroot import run
 from lab.qemu import Machine
 
@@ -155,25 +155,6 @@ def test_a_damaged_image(made: image.Image, scratch: Path) -> None:
         circle.wait_armed(guest)
         circle.wait_journal(guest, f"The capture image {initrd} cannot be used")
         assert guest.run(["sha256sum", initrd]).ok() != before
-
-
-def test_python_does_not_start_in_the_capture_kernel(made: image.Image, scratch: Path) -> None:
-    """The machine reboots also when the collector cannot even be started."""
-    broken = scratch / "python3"
-    broken.write_text("#!/nowhere/python3\n")
-    extra = cpio.archive(folders=["usr", "usr/bin"], files={"usr/bin/python3": broken, "usr/bin/python3.11": broken})
-    with circle.boot(made, scratch) as guest:
-        guest.wait_ready()
-        circle.wait_armed(guest)
-        guest.write("/root/extra.cpio", extra)
-        record = json.loads(guest.run(["cat", "/run/kdumpd/loaded.json"]).ok())
-        join = 'cp "$1" /root/initrd && truncate -s %4 /root/initrd && cat /root/extra.cpio >> /root/initrd'
-        guest.run(["/bin/sh", "-ec", join, "sh", record["initrd"]]).ok()
-        words = [KEXEC, "-p", "-s", record["kernel"], "--initrd=/root/initrd", f"--command-line={record['cmdline']}"]
-        guest.run(words, timeout=120).ok()
-        said = _crash_and_return(guest)
-        assert "python3 could not be started" in said, said[-3000:]
-        assert circle.crashes(guest) == []
 
 
 def test_the_disk_is_full(made: image.Image, scratch: Path) -> None:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes wrong in the capture kernel itself: each time the machine is back in time, no name lies, and it is told.
+
+The faults come from where the administrator's own programs come from: scripts in /etc/kdump/pre.d that stay behind in
+the background.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab import proof, tiny
+from lab.aptroot import run
+
+DEADLINE_S = 150
+# What may be added to the deadline, and what QEMU takes to boot the capture kernel and to end under emulation.
+SPARE_S = 30 + 45
+CONFIG = f"path /crash\ndeadline_total {DEADLINE_S}\ndeadline_stall 30\n"
+
+
+def script(text: str) -> Callable[[Path], None]:
+    """Puts a program into pre.d of the machine."""
+
+    def prepare(root: Path) -> None:
+        path = root / "etc/kdump/pre.d/fault"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    return prepare
+
+
+class Disks:
+    """ext4 filesystems of a guest, the first one labelled "a", and what is on them afterwards."""
+
+    def __init__(self, scratch: Path, *sizes_mib: int) -> None:
+        self.scratch = scratch
+        self.paths = {label: scratch / f"{label}.raw" for label, _ in zip("abc", sizes_mib, strict=False)}
+        for (label, path), mib in zip(self.paths.items(), sizes_mib, strict=True):
+            tiny.ext4(path, mib=mib, label=label)
+
+    @property
+    def disks(self) -> list[tiny.Disk]:
+        return [tiny.Disk(path=path) for path in self.paths.values()]
+
+    @property
+    def config(self) -> str:
+        return "".join(f"ext4 LABEL={label}\n" for label in self.paths) + CONFIG
+
+    def listed(self, label: str) -> list[Mapping[str, Any]]:
+        """The crashes on a disk as `kdumpctl list` shows them, oldest first."""
+        root = self.scratch / f"root-{label}"
+        if not root.exists():
+            root.mkdir()
+            run(["debugfs", "-R", f'rdump "/crash" "{root}"', str(self.paths[label])], timeout=120)
+            (root / "etc").mkdir()
+            (root / "etc/kdump.conf").write_text("path /crash\n")
+        argv = ["/usr/bin/python3", "-m", "kdumpd.cli", "list", "--json", f"--root={root}"]
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(tiny.TOP)},
+        )
+        found: list[Mapping[str, Any]] = json.loads(done.stdout)
+        for path in root.glob("crash/*/vmcore"):
+            assert json.loads((path.parent / "manifest.json").read_text())["result"] == "complete"
+        return found[::-1]
+
+    def folder(self, label: str, name: str) -> Path:
+        return self.scratch / f"root-{label}/crash" / name
+
+
+def _in_time(outcome: tiny.Outcome) -> None:
+    assert outcome.captured_sec < DEADLINE_S + SPARE_S, outcome.capture[-3000:]
+    assert "reboot: Restarting system" in outcome.capture
+
+
+def test_without_python_a_note_is_left(scratch: Path) -> None:
+    disks = Disks(scratch, 64)
+    fault = script("for python in /usr/bin/python3.*; do rm -f $python || mount -o bind /dev/null $python; done")
+    outcome = tiny.crash(disks.config, scratch, disks=disks.disks, prepare=fault)
+    _in_time(outcome)
+    (crash,) = disks.listed("a")
+    assert crash["result"] == "failed"
+    assert "python3 could not be started" in crash["problem"]
+    assert "left a note" in outcome.capture
+    assert "kdumpd: starting the collector" in (disks.folder("a", crash["name"]) / "kexec-dmesg.log").read_text()
+
+
+def test_memory_exhausted(scratch: Path) -> None:
+    """All but 12 MiB of the memory is gone before the collector starts."""
+    disks = Disks(scratch, 64)
+    fault = script("""
+    mount -o remount,size=100% /tmp
+    n=0
+    while [ $n -lt 400 ]; do
+        while read -r key value _; do [ "$key" = MemAvailable: ] && break; done </proc/meminfo
+        [ "$value" -gt 12288 ] || break
+        busybox dd if=/dev/zero of=/tmp/$n bs=1M count=2 2>/dev/null
+        n=$((n + 1))
+    done
+    """)
+    outcome = tiny.crash(disks.config, scratch, disks=disks.disks, prepare=fault)
+    _in_time(outcome)
+    found = disks.listed("a")
+    assert found, outcome.capture[-3000:]
+    assert all(crash["result"] != "complete" for crash in found)
+    assert any("memory" in (crash["problem"] or "") for crash in found), found
+
+
+def test_two_crashes_in_the_same_second_of_1970(scratch: Path) -> None:
+    """The clock of both kernels is off by half a century: two folders, each with a whole dump."""
+    disks = Disks(scratch, 128)
+    for name in ("first", "second"):
+        outcome = tiny.crash(
+            disks.config,
+            scratch,
+            disks=disks.disks,
+            faults="date -s 1970.01.01-00:05:00",
+            words=["-rtc", "base=1970-01-01T00:00:00"],
+            name=name,
+        )
+        _in_time(outcome)
+    found = disks.listed("a")
+    assert [crash["result"] for crash in found] == ["complete", "complete"]
+    names = [str(crash["name"]) for crash in found]
+    assert all(re.fullmatch(r"vm-19700101T00050[0-9]Z(-2)?", name) for name in names), names
+    for name in names:
+        proof.complete(disks.folder("a", name))
+
+
+def test_missing_then_full_then_the_third_target(scratch: Path) -> None:
+    """The first disk loses its filesystem, the second is too small: the log is early on the second, the dump on the
+    third, and each one tells what happened."""
+    disks = Disks(scratch, 64, 8, 128)
+    outcome = tiny.crash(
+        disks.config, scratch, disks=disks.disks, faults='dd if=/dev/zero of="$(disk disk0)" bs=1M count=8 conv=fsync'
+    )
+    _in_time(outcome)
+    said = " ".join(outcome.capture.split())
+    assert "the device LABEL=a did not appear within 30 s" in said
+    early, late = disks.listed("b")
+    assert early["result"] == "log-only"
+    assert "had not answered" in early["problem"]
+    assert late["result"] in ("incomplete", "log-only")
+    assert outcome.marker in (disks.folder("b", early["name"]) / "vmcore-dmesg.txt").read_text()
+    (crash,) = disks.listed("c")
+    assert crash["result"] == "complete"
+    notes = json.loads((disks.folder("c", crash["name"]) / "manifest.json").read_text())["notes"]
+    assert any("LABEL=a" in note for note in notes)
+    assert any("LABEL=b" in note for note in notes)
+    proof.complete(disks.folder("c", crash["name"]))
