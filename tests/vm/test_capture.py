@@ -44,17 +44,3 @@ def test_a_crash_is_captured(made: image.Image, scratch: Path, series: str) -> N
     proof.page_set(folder, scratch / "raw.vmcore")
     proof.accepted(folder)
     proof.opens(folder, vmcore.debug_symbols(made.release(series)), marker)
-
-
-def test_stopping_the_service_leaves_the_machine_armed(made: image.Image, scratch: Path) -> None:
-    with circle.boot(made, scratch) as guest:
-        guest.wait_ready()
-        circle.wait_armed(guest)
-        guest.run(["systemctl", "stop", "kdumpd"]).ok()
-        assert guest.run(["cat", "/sys/kernel/kexec_crash_loaded"]).ok().strip() == "1"
-        after = guest.console.mark()
-        guest.crash()
-        circle.wait_back(guest, after)
-        (name,) = circle.crashes(guest)
-        manifest = json.loads(guest.run(["cat", f"{circle.CRASH_DIR}/{name}/manifest.json"]).ok())
-        assert manifest["result"] == "complete"
