@@ -2,7 +2,7 @@
 """Every directive of kdump.conf but the targets: its name, and what its value changes in `Config`.
 
 Fields of `DumpSettings` and `Deadlines` are written "dump.field" and "deadlines.field". What a target looks like is
-in `target_lines`, what a kernel command line may hold in `loading`.
+in `target_lines`, what a kernel command line may hold in `loading`, what makes the image in `building`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from kdumpd.config import loading
+from kdumpd.config import building, loading
 from kdumpd.config.age_keys import recipient_keys
 from kdumpd.config.core_collector import COMPRESSION_LEVELS, MAX_LEVEL, MAX_THREADS, parse_core_collector
 from kdumpd.config.layout import Layout, host_label
@@ -132,7 +132,7 @@ READERS: Mapping[str, Reader] = {
     "deadline_hook": _deadline("hook", 1, 3600),
     "shell_timeout": _deadline("shell", 0, _DAY),
     "on_unload": _field("on_unload", lambda text: choice(OnUnload, text, "a thing to do")),
-    **{name: _field(name, read) for name, read in loading.READERS.items()},
+    **{name: _field(name, read) for name, read in {**loading.READERS, **building.READERS}.items()},
 }
 # Each line adds to those before.
 REPEATED = frozenset({"encrypt_to"})
@@ -140,7 +140,7 @@ REPEATED = frozenset({"encrypt_to"})
 ALIASES = {"default": "failure_action"}
 # Directives of RHEL's language that change nothing in how this version captures: a note, not an error.
 WITHOUT_EFFECT = frozenset({
-    "dracut_args", "auto_reset_crashkernel", "fence_kdump_args",
+    "auto_reset_crashkernel", "fence_kdump_args",
 })  # fmt: skip
 # Those whose loss somebody would notice only after the crash: refused, rather than left out in silence.
 UNAVAILABLE = frozenset({"fence_kdump_nodes"})

@@ -46,6 +46,14 @@ class KexecSyscall(enum.StrEnum):
     KEXEC_LOAD = "kexec_load"
 
 
+class Builder(enum.StrEnum):
+    """What makes the capture image (kdump.conf(5): builder)."""
+
+    BUSYBOX = "busybox"
+    DRACUT = "dracut"
+    INITRAMFS_TOOLS = "initramfs-tools"
+
+
 class Compression(enum.StrEnum):
     """How each page of a kdump-compressed dump is packed. lzo and snappy need a library of their own."""
 
@@ -181,8 +189,8 @@ class Config:
     `extra_modules` are to be in the image too. `keep_crashes` and `keep_days` say which dumps may be removed once
     there are newer ones; None for none.
 
-    The last fields are about loading: `commandline` stands in for the running kernel's, `nr_cpus` is None for the
-    service's own choice.
+    The last fields are about loading and building: `commandline` stands in for the running kernel's, `nr_cpus` is None
+    for the service's own choice; `dracut_args` are words for dracut(8), which count only with that builder.
     """
 
     targets: tuple[Target, ...] = ()
@@ -208,7 +216,14 @@ class Config:
     commandline_remove: tuple[str, ...] = ()
     commandline_append: str = ""
     nr_cpus: int | None = None
+    builder: Builder = Builder.BUSYBOX
+    dracut_args: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def builder_args(self) -> tuple[str, ...]:
+        """The words for the tool that makes the image."""
+        return self.dracut_args if self.builder is Builder.DRACUT else ()
 
     @property
     def errors(self) -> tuple[Problem, ...]:

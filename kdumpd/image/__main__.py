@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`python3 -m kdumpd.image build|check`: builds or checks a capture image in a process of its own.
+"""`python3 -m kdumpd.image build|check|stage`: builds or checks a capture image in a process of its own.
 
 The service runs it in a process of its own, so that the memory of a build is given back and a build can be stopped.
 With --json the result is one line on standard output; an error is one sentence on standard error. --report keeps a
-file that says how far the build is and how it ended.
+file that says how far the build is and how it ended. `stage` is for the module of dracut(8).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from kdumpd.config import Config, parse_config, read_config
+from kdumpd.config.model import Builder
 from kdumpd.errors import BuildError, ConfigError, KdumpError, os_reason
 from kdumpd.host.kernels import find_kernel
 from kdumpd.host.mounts import resolve_targets
-from kdumpd.image.builder import BuildRequest, build
+from kdumpd.image.builder import BuildRequest, Progress, build, stage
 from kdumpd.image.capture import capture_config
 from kdumpd.image.network import with_network
 from kdumpd.image.record import ImageRecord
@@ -37,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     report = _reporter(getattr(options, "report", None))
     try:
-        record = _build(options, report) if options.command == "build" else check(options.folder)
+        if options.command == "stage":
+            stage(dataclasses.replace(_request(options), builder=Builder.DRACUT), options.folder)
+            return 0
+        record = build(_request(options), _phases(report)) if options.command == "build" else check(options.folder)
         folder = _output(options) if options.command == "build" else options.folder
         facts = _facts(record, folder, time.monotonic() - started)
         report({"result": facts})
@@ -59,13 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m kdumpd.image", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("build", help="build the capture image of a kernel")
-    making.add_argument("--kernel", default=os.uname().release, metavar="RELEASE", help="default: the running one")
-    making.add_argument("--config", type=Path, metavar="FILE", help="this file alone instead of /etc/kdump.conf")
     making.add_argument("--output", type=Path, metavar="FOLDER", help="default: /var/lib/kdumpd/RELEASE")
-    making.add_argument(
-        "--root", type=Path, default=Path("/"), metavar="FOLDER", help="read configuration, kernel and sysfs below it"
-    )
     making.add_argument("--report", type=Path, metavar="FILE", help="keep the progress and the outcome there, as JSON")
+    staging = commands.add_parser("stage", help="write what another tool has to put into its image")
+    staging.add_argument("folder", type=Path)
+    for command in (making, staging):
+        command.add_argument("--kernel", default=os.uname().release, metavar="RELEASE", help="default: the running one")
+        command.add_argument("--config", type=Path, metavar="FILE", help="this file alone instead of /etc/kdump.conf")
+        command.add_argument(
+            "--root",
+            type=Path,
+            default=Path("/"),
+            metavar="FOLDER",
+            help="read configuration, kernel and sysfs below it",
+        )
     checking = commands.add_parser("check", help="check a capture image against its record")
     checking.add_argument("folder", type=Path)
     for command in (making, checking):
@@ -103,7 +115,11 @@ def _reporter(path: Path | None) -> Callable[[dict[str, Any]], None]:
     return write
 
 
-def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> ImageRecord:
+def _phases(report: Callable[[dict[str, Any]], None]) -> Progress:
+    return lambda phase, fraction: report({"phase": phase, "progress": fraction})
+
+
+def _request(options: argparse.Namespace) -> BuildRequest:
     config = _config(options)
     if config.errors:
         raise ConfigError(str(config.errors[0]), hint="correct it, then try again")
@@ -111,15 +127,16 @@ def _build(options: argparse.Namespace, report: Callable[[dict[str, Any]], None]
     resolved = resolve_targets(config, options.root)
     notes: list[str] = []
     capture = capture_config(config, resolved, os.uname().nodename, kernel.release, options.root)
-    request = BuildRequest(
+    return BuildRequest(
         capture=with_network(capture, options.root, notes),
         kernel=kernel,
         targets=resolved,
-        output=_output(options),
+        output=options.folder if options.command == "stage" else _output(options),
         root=options.root,
         notes=tuple(notes),
+        builder=config.builder,
+        builder_args=config.builder_args,
     )
-    return build(request, lambda phase, fraction: report({"phase": phase, "progress": fraction}))
 
 
 def _facts(record: ImageRecord, folder: Path, seconds: float) -> dict[str, Any]:

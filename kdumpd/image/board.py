@@ -184,13 +184,15 @@ def build(request: BoardRequest) -> BoardImage:
     kernel, origin = request.kernel, request.origin
     _require_options(kernel)
     _require_arch(kernel, origin)
-    tree = contents.skeleton(request.capture, find_init())
+    tree = contents.skeleton(find_init(), "init")
     facts = kernel_facts.running_kernel_facts(kernel.release, origin.root)
     if facts is not None:  # built on the board itself
         tree.add_text(kernel_facts.PATH, facts.to_json())
     index = _index(request)
     paths = _modules(request, index)
     contents.add_modules(tree, index, kernel.release, paths)
+    places = [contents.module_place(kernel.release, path) for path in paths]
+    tree.entries |= contents.settings(request.capture, places).entries
     elfs = _add_busybox(tree, origin)
     with origin.python(kernel.arch) as interpreter, _staged(origin) as package:
         try:

@@ -16,7 +16,6 @@ from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.host.watchdogs import read_armed
 
 _HOOKS_DIR = "/etc/kdump"
-_INIT = "initramfs/busybox/init"
 # A checkout is asked first, so that what is tried out there is what runs.
 _PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
 
@@ -67,12 +66,17 @@ def _folder(name: str, root: Path) -> tuple[str, ...]:
     return tuple(f"{_HOOKS_DIR}/{name}/{path.name}" for path in found if " " not in path.name)
 
 
-def find_init(places: tuple[Path, ...] = _PLACES) -> Path:
+def find_init() -> Path:
     """The init script of the capture image. Raises BuildError when kdumpd is not installed whole."""
+    return find_shared("busybox/init")
+
+
+def find_shared(name: str, places: tuple[Path, ...] = _PLACES) -> Path:
+    """What of kdumpd's folder "initramfs" is called `name`. Raises BuildError when kdumpd is not installed whole."""
     for place in places:
-        if (place / _INIT).is_file():
-            return place / _INIT
+        if (place / "initramfs" / name).exists():
+            return place / "initramfs" / name
     raise BuildError(
-        f"the init of the capture image is missing: no {_INIT} in {' or '.join(map(str, places))}",
+        f"a part of the capture image is missing: no initramfs/{name} in {' or '.join(map(str, places))}",
         hint="install kdumpd again",
     )

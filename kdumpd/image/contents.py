@@ -18,17 +18,19 @@ from kdumpd.errors import BuildError, os_reason
 from kdumpd.image import bytecode, elf, firmware, kmodules, pyclosure, supervisor
 from kdumpd.image.cpio import Entry
 from kdumpd.image.origin import Origin
-from kdumpd.image.record import IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
+from kdumpd.image.record import EARLY_PATH, IMAGE_PACKAGE, MODULES_PATH, FileRecord, Source
 
+# The shell and its tools, for init, whatever other tools an image has.
+TOOLS = "kdumpd/bin"
 BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
 # What init and the collector call; `applets` checks that this busybox has them.
 APPLETS = (
     *("cat", "date", "dmesg", "env", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
-    *("poweroff", "ps", "reboot", "rm", "setsid", "sh", "sleep", "stat", "sync", "touch", "umount"),
+    *("poweroff", "ps", "reboot", "rm", "setsid", "sh", "sleep", "stat", "sync", "touch", "tr", "umount"),
 )
 _HERE = Origin()
 
-_FOLDERS = ("dev", "etc/kdumpd", "proc", "run", "sys", "tmp", "mnt")
+_FOLDERS = ("dev", "etc/kdumpd", "proc", "root", "run", "sys", "tmp", "mnt")
 # Distributions merged these into /usr; the image is built merged, wherever the host's files lie.
 _MERGED = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "lib32": "usr/lib32"}
 
@@ -37,12 +39,14 @@ _MERGED = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr
 class Tree:
     """Entries by path, with their sources. Adding the same path again with other content is an error.
 
-    `notes` are sentences for whoever builds the image.
+    `notes` are sentences for whoever builds the image. `early` are the files below /usr that are needed before it is
+    mounted, where it comes as a squashfs.
     """
 
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     sources: dict[str, Source] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    early: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, entry: Entry, source: Source | None = None) -> None:
         """Adds an entry and the folders above it."""
@@ -76,6 +80,19 @@ class Tree:
         return tuple(record_of(entry, self.sources.get(path)) for path, entry in sorted(self.entries.items()))
 
 
+class Overlay(Tree):
+    """Settings alone: the folders they lie in are in the base."""
+
+    __slots__ = ()
+
+    def add(self, entry: Entry, source: Source | None = None) -> None:
+        """Adds a file, and folders below that of the settings."""
+        parent = str(PurePosixPath(entry.path).parent)
+        if parent not in ("etc/kdumpd", "etc", ".") and parent not in self.entries:
+            self.add(Entry(path=parent, mode=stat.S_IFDIR | 0o755))
+        self.entries[entry.path] = entry
+
+
 def record_of(entry: Entry, source: Source | None = None) -> FileRecord:
     """What a record says of an entry; a device node's content is its number."""
     content = entry.content if not stat.S_ISCHR(entry.mode) else "{}:{}".format(*entry.device).encode()
@@ -103,8 +120,8 @@ def merged(path: str) -> str:
     return f"{_MERGED[first]}/{rest}" if separator and first in _MERGED else path.lstrip("/")
 
 
-def skeleton(capture: CaptureConfig, init: Path) -> Tree:
-    """Folders, links, the console, init and its settings."""
+def skeleton(init: Path, place: str) -> Tree:
+    """Folders, links, the console and, at `place`, the script that runs the capture."""
     tree = Tree()
     for folder in (*_FOLDERS, *_MERGED.values()):
         tree.add(Entry(path=folder, mode=stat.S_IFDIR | 0o755))
@@ -113,10 +130,17 @@ def skeleton(capture: CaptureConfig, init: Path) -> Tree:
     # The kernel opens it for init before anything is mounted.
     tree.add(Entry(path="dev/console", mode=stat.S_IFCHR | 0o600, device=(5, 1)))
     data, facts = read_source(str(init))
-    tree.add(Entry(path="init", mode=stat.S_IFREG | 0o755, content=data), facts)
+    tree.add(Entry(path=place, mode=stat.S_IFREG | 0o755, content=data), facts)
+    return tree
+
+
+def settings(capture: CaptureConfig, modules: Sequence[str]) -> Tree:
+    """What the capture kernel is told, without the folders above; `modules` are places in the image, to be loaded."""
+    tree = Overlay()
     tree.add_text("etc/kdumpd/capture.json", capture.to_json())
     for path, text in supervisor.supervisor_files(capture).items():
         tree.add_text(path, text)
+    tree.add_text(MODULES_PATH, "".join(f"{path}\n" for path in modules))
     return tree
 
 
@@ -128,9 +152,13 @@ def add_busybox(tree: Tree, listed: Sequence[str], busybox: str, origin: Origin 
             f"{busybox} lacks {', '.join(missing)}, which the capture image needs",
             hint="install busybox-static or busybox of the distribution",
         )
-    tree.add_file("usr/bin/busybox", origin.place(busybox))
+    tree.add_file(f"{TOOLS}/busybox", origin.place(busybox))
     for name in APPLETS:
-        tree.add_link(f"usr/bin/{name}", "busybox")
+        tree.add_link(f"{TOOLS}/{name}", "busybox")
+        tree.add_link(f"usr/bin/{name}", f"/{TOOLS}/busybox")
+    # Scripts begin with #!/bin/sh, init too; a busybox that is not static needs its libraries.
+    libraries = (merged(library.target) for library in elf.find_libraries([busybox], origin=origin))
+    tree.early.update(("usr/bin/sh", *libraries))
     return [busybox]
 
 
@@ -180,19 +208,28 @@ def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origi
             tree.add_file(path, origin.place(path))
 
 
+def module_place(release: str, path: str) -> str:
+    """Where in the image a module lies; `path` is relative to the folder of modules."""
+    return f"/usr/lib/modules/{release}/{path.partition('.ko')[0]}.ko"
+
+
 def add_modules(
     tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str], root: Path = Path("/")
 ) -> None:
-    """The kernel modules with the firmware that they name, and the list that init loads."""
-    lines = []
+    """The kernel modules at `paths`, with the firmware that they name."""
     for path in paths:
         source = index.folder / path
-        place = f"usr/lib/modules/{release}/{path.partition('.ko')[0]}.ko"
         data = kmodules.read_module(source)
-        tree.add_file(place, str(source), data)
-        lines.append(f"/{place}\n")
+        tree.add_file(module_place(release, path), str(source), data)
         _add_firmware(tree, kmodules.module_name(path), firmware.firmware_names(data), release, root)
-    tree.add_text(MODULES_PATH, "".join(lines))
+
+
+def add_early_modules(tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str]) -> None:
+    """The modules that mount the squashfs, and the list of them."""
+    add_modules(tree, index, release, paths)
+    places = [module_place(release, path) for path in paths]
+    tree.early.update(place.lstrip("/") for place in places)
+    tree.add_text(EARLY_PATH, "".join(f"{place}\n" for place in places))
 
 
 def _add_firmware(tree: Tree, module: str, names: Sequence[str], release: str, root: Path) -> None:

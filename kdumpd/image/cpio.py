@@ -47,9 +47,27 @@ def write(entries: Iterable[Entry]) -> bytes:
     return b"".join(parts)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """An entry as it was read, with what tells hard links: the number of its file, and how many names that has."""
+
+    entry: Entry
+    inode: int
+    links: int
+
+
 def read(archive: bytes) -> Iterator[Entry]:
     """The members of `archive` in their order. Raises BuildError where it is not a whole newc archive."""
+    listed, rest = members(archive)
+    if any(rest):
+        raise _damaged(f"there is something behind the trailer at byte {len(archive) - len(rest)}")
+    return iter([member.entry for member in listed])
+
+
+def members(archive: bytes) -> tuple[list[Member], bytes]:
+    """The members of the archive at the beginning of `archive`, and what follows behind it. Raises BuildError."""
     view = memoryview(archive)
+    found: list[Member] = []
     offset = 0
     while True:
         fields = _fields(view, offset)
@@ -64,10 +82,9 @@ def read(archive: bytes) -> Iterator[Entry]:
             raise _damaged(f"the name of the member at byte {offset} does not end")
         path = name[:-1].decode(errors="surrogateescape")
         if path == _TRAILER:
-            if any(view[end:]):
-                raise _damaged(f"there is something behind the trailer at byte {offset}")
-            return
-        yield Entry(path=path, mode=mode, content=bytes(view[content_at:end]), device=(fields[9], fields[10]))
+            return found, bytes(view[end:])
+        entry = Entry(path=path, mode=mode, content=bytes(view[content_at:end]), device=(fields[9], fields[10]))
+        found.append(Member(entry=entry, inode=fields[0], links=fields[4]))
         offset = _aligned(end)
 
 

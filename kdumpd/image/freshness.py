@@ -15,6 +15,7 @@ from pathlib import Path
 
 import kdumpd
 from kdumpd.config.capture import CaptureConfig
+from kdumpd.config.model import Builder
 from kdumpd.errors import KdumpError
 from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
@@ -31,12 +32,21 @@ def freshness(
     kernel: Kernel,
     targets: Sequence[ResolvedTarget] = (),
     root: Path = Path("/"),
+    built_by: tuple[Builder, tuple[str, ...]] | None = None,
 ) -> tuple[str, ...]:
     """Why the image of `record` is stale, one sentence each; empty while it is fresh.
 
-    With `targets` the modules they would need now are compared as well.
+    With `targets` the modules they would need now are compared as well, with `built_by` the builder and its words.
     """
-    reasons = [*_settings(record, capture), *_kernel(record, kernel)]
+    reasons = [*_settings(record, capture), *_builder(record, built_by), *base_reasons(record, kernel)]
+    if targets and not reasons:
+        reasons.extend(_modules(record, capture, kernel, targets, root))
+    return tuple(reasons)
+
+
+def base_reasons(record: ImageRecord, kernel: Kernel) -> list[str]:
+    """As `freshness`, but for the settings and for what they decide."""
+    reasons = _kernel(record, kernel)
     if record.kdumpd_version != kdumpd.__version__:
         reasons.append(f"the image was built by kdumpd {record.kdumpd_version}, this is {kdumpd.__version__}")
     changed = [path for path in map(_changed, _sources(record)) if path is not None]
@@ -44,9 +54,7 @@ def freshness(
         more = f" and {len(changed) - _NAMED_FILES} more" if len(changed) > _NAMED_FILES else ""
         reasons.append(f"files in the image changed on the host: {', '.join(changed[:_NAMED_FILES])}{more}")
     reasons.extend(_own_files(record))
-    if targets and not reasons:
-        reasons.extend(_modules(record, capture, kernel, targets, root))
-    return tuple(reasons)
+    return reasons
 
 
 def _settings(record: ImageRecord, capture: CaptureConfig) -> list[str]:
@@ -71,6 +79,14 @@ def _flat(settings: object) -> dict[str, str]:
         else:
             found[field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return found
+
+
+def _builder(record: ImageRecord, built_by: tuple[Builder, tuple[str, ...]] | None) -> list[str]:
+    if built_by is None or (record.builder, record.builder_args) == built_by:
+        return []
+    if record.builder is not built_by[0]:
+        return [f"the image was built by {record.builder}, wanted is {built_by[0]}"]
+    return [f"the words for {record.builder} changed"]
 
 
 def _kernel(record: ImageRecord, kernel: Kernel) -> list[str]:
@@ -106,9 +122,10 @@ def _own_files(record: ImageRecord) -> list[str]:
     used = {entry.source.path for entry in record.files if entry.source and entry.path.startswith(IMAGE_PACKAGE)}
     if used != set(map(str, pyclosure.own_files())):
         return ["the image holds another installation of kdumpd than this one"]
-    init = next((entry.source for entry in record.files if entry.path == "init"), None)
     try:
-        return [] if init is not None and init.path == str(find_init()) else ["the image has another init"]
+        init = str(find_init())
+        known = any(entry.source and entry.source.path == init for entry in record.files)
+        return [] if known else ["the image has another init"]
     except KdumpError as error:
         return [error.sentence]
 

@@ -92,7 +92,8 @@ def add_tools(tree: contents.Tree, capture: CaptureConfig, listed: Sequence[str]
         return
     if "ip" not in listed:
         raise BuildError("busybox lacks ip, which sets the network up", hint="install busybox-static")
-    tree.add_link("usr/bin/ip", "busybox")
+    tree.add_link(f"{contents.TOOLS}/ip", "busybox")
+    tree.add_link("usr/bin/ip", f"/{contents.TOOLS}/busybox")
 
 
 def add_trust(tree: contents.Tree, capture: CaptureConfig, root: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -130,6 +131,11 @@ class PythonClosure:
     own: tuple[Path, ...]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def installed_optional() -> tuple[str, ...]:
+    """Those of the codecs' libraries that there are now."""
+    return tuple(name for name in OPTIONAL_MODULES if "." not in name and importlib.util.find_spec(name) is not None)
 
 
 def find_closure(

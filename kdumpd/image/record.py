@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from kdumpd.config.capture import CaptureConfig
+from kdumpd.config.model import Builder
 from kdumpd.errors import BuildError, ConfigError, os_reason
 
-FORMAT = 1
+FORMAT = 2  # 2: parts, base_key
 INITRD_NAME = "initrd"
 RECORD_NAME = "image.json"
+NEW_RECORD_NAME = "image.json.new"
 MANIFEST_PATH = "etc/kdumpd/image.json"
 MODULES_PATH = "etc/kdumpd/modules"
+EARLY_PATH = "kdumpd/early"
 # Where the package lies in the image, whatever its place on the host.
 IMAGE_PACKAGE = "usr/lib/python3/dist-packages/kdumpd"
 _REBUILD = "rebuild the image: kdumpctl rebuild"
@@ -50,9 +53,22 @@ class FileRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One of the archives behind each other that an image is: its place in it, and its length as newc when unpacked."""
+
+    name: str
+    compression: str
+    offset: int
+    packed_bytes: int
+    unpacked_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """See the module. `packed_sha256` is of the file `initrd` beside the record, `modules` are in load order, `notes`
-    are sentences on what did not go as it should.
+    are sentences on what did not go as it should. `base_key` names all that decided what is in it, but for files of
+    the host and settings. `unpacked_bytes` is what it takes of memory for good, once it is unpacked.
     """
 
     image_id: str
@@ -67,14 +83,19 @@ class ImageRecord:
     modules: tuple[str, ...]
     notes: tuple[str, ...]
     files: tuple[FileRecord, ...]
+    parts: tuple[Part, ...] = ()
+    base_key: str = ""
+    builder: Builder = Builder.BUSYBOX
+    builder_args: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The text of image.json."""
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in {"capture", "files", "kernel_image"}
+            if field.name not in {"capture", "files", "kernel_image", "parts"}
         }
+        fields["parts"] = [dataclasses.asdict(part) for part in self.parts]
         fields["capture"] = json.loads(self.capture.to_json())
         fields["kernel_image"] = dataclasses.asdict(self.kernel_image)
         lines = ",\n  ".join(json.dumps(dataclasses.asdict(entry)) for entry in self.files)
@@ -94,6 +115,9 @@ class ImageRecord:
             fields["modules"] = tuple(str(path) for path in raw["modules"])
             fields["notes"] = tuple(str(note) for note in raw["notes"])
             fields["files"] = tuple(_file_record(entry) for entry in raw["files"])
+            fields["builder"] = Builder(raw["builder"])
+            fields["builder_args"] = tuple(str(word) for word in raw["builder_args"])
+            fields["parts"] = tuple(Part(**part) for part in raw["parts"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise BuildError(f"{source} is not the record of a capture image: {error}", hint=_REBUILD) from error
@@ -124,9 +148,27 @@ def image_id(files: Iterable[FileRecord]) -> str:
 def read_record(path: Path) -> ImageRecord:
     """The record at `path`: the file, or the folder that holds it as image.json.
 
-    Raises BuildError when it is missing or not a record.
+    Where a build was killed between its two renames the image's record is still called image.json.new, and is read from
+    there. Raises BuildError when it is missing or not a record.
     """
-    file = path / RECORD_NAME if path.is_dir() else path
+    if not path.is_dir():
+        return _read(path)
+    return _read(path / (NEW_RECORD_NAME if is_half_renamed(path) else RECORD_NAME))
+
+
+def is_half_renamed(folder: Path) -> bool:
+    """Whether the image in `folder` is the one of image.json.new: all is there, but for the last rename."""
+    try:
+        new = _read(folder / NEW_RECORD_NAME)
+        if (folder / INITRD_NAME).stat().st_size != new.packed_bytes:
+            return False
+        with (folder / INITRD_NAME).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == new.packed_sha256
+    except (BuildError, OSError):
+        return False  # no build is under way, or it had not come that far
+
+
+def _read(file: Path) -> ImageRecord:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -13,8 +13,9 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from kdumpd.config.model import Builder
 from kdumpd.errors import BuildError, os_reason
-from kdumpd.image import cpio, elf, pack
+from kdumpd.image import cpio, elf, parts
 from kdumpd.image.contents import merged, record_of
 from kdumpd.image.record import (
     IMAGE_PACKAGE,
@@ -31,6 +32,7 @@ _REBUILD = "rebuild the image: kdumpctl rebuild"
 _MUST_HAVE = (
     "init",
     "dev/console",
+    "kdumpd/bin/sh",
     "usr/bin/sh",
     "usr/bin/python3",
     f"{IMAGE_PACKAGE}/collector/__main__.pyc",
@@ -68,25 +70,23 @@ def read_packed(folder: Path, record: ImageRecord) -> bytes:
 
 def check_packed(packed: bytes, record: ImageRecord) -> None:
     """Unpacks `packed` and holds it to `record` and to what a capture kernel needs. Raises BuildError."""
-    archive = pack.unpack(packed, record.compression)
-    if len(archive) != record.unpacked_bytes:
-        raise _wrong(f"it unpacks to {len(archive)} bytes instead of {record.unpacked_bytes}")
-    entries: dict[str, cpio.Entry] = {}
-    for entry in cpio.read(archive):
-        if entry.path in entries:
-            raise _wrong(f"/{entry.path} is in it twice")
-        entries[entry.path] = entry
+    entries = parts.read(packed, record.parts)
+    if record.unpacked_bytes != sum(part.unpacked_bytes for part in record.parts):
+        raise _wrong("its record does not add up")
     _compare(entries, record.files)
     if image_id(record.files) != record.image_id:
         raise _wrong("its record does not have the id that its list of files gives")
     if entries[MANIFEST_PATH].content.decode() != record.manifest_json():
         raise _wrong("the manifest inside differs from the record beside it")
-    check_contents(entries)
+    check_contents(entries, own=record.builder is Builder.BUSYBOX)
 
 
-def check_contents(entries: Mapping[str, cpio.Entry]) -> None:
-    """Raises BuildError unless all that runs in the capture kernel finds what it needs among `entries`."""
-    for path in _MUST_HAVE:
+def check_contents(entries: Mapping[str, cpio.Entry], *, own: bool = True) -> None:
+    """Raises BuildError unless all that runs in the capture kernel finds what it needs among `entries`.
+
+    Where they are not our own alone a link of another tool may lead to what is not there.
+    """
+    for path in _MUST_HAVE if own else (*_MUST_HAVE, "kdumpd/init"):
         if path not in entries:
             raise _wrong(f"/{path} is missing")
     for line in entries[MODULES_PATH].content.decode().splitlines():
@@ -98,8 +98,9 @@ def check_contents(entries: Mapping[str, cpio.Entry]) -> None:
         if parent != "." and (parent not in entries or not stat.S_ISDIR(entries[parent].mode)):
             raise _wrong(f"/{entry.path} lies in no folder")
         if stat.S_ISLNK(entry.mode):
-            _follow(entries, entry.path)
-        elif entry.is_file and not entry.path.endswith(".ko"):
+            if own or entry.path.startswith("kdumpd/"):
+                _follow(entries, entry.path)
+        elif entry.is_file and ".ko" not in PurePosixPath(entry.path).suffixes:
             _check_elf(entries, entry)
 
 

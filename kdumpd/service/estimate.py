@@ -15,7 +15,7 @@ from kdumpd.host.cmdline import CPU_BYTES
 MIB = 1 << 20
 
 # The collector's own memory: its measured peak is 50 MiB, of which about half are pages of programs and libraries
-# that lie in the unpacked image already.
+# that lie in the unpacked image already, or are read from its squashfs and can be dropped.
 COLLECTOR_BYTES = 32 * MIB
 
 # How much of the collector's measured peak are such pages: less than was found, so that no measurement is made small.

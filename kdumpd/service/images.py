@@ -74,7 +74,8 @@ class ImageReader:
         reasons: tuple[str, ...] = ()
         if kernel is not None and targets and not config.errors:
             capture = capture_config(config, targets, os.uname().nodename, kernel.release, self._places.root)
-            reasons = freshness(record, capture, kernel, targets, self._places.root)
+            built_by = (config.builder, config.builder_args)
+            reasons = freshness(record, capture, kernel, targets, self._places.root, built_by)
         modules = frozenset(name.lstrip("/") for name in record.modules)
         return Image(
             path=path,

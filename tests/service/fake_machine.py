@@ -24,7 +24,7 @@ from kdumpd.host.kernels import find_kernel
 from kdumpd.host.kexec import FILE_UNLOAD, FileLoader
 from kdumpd.host.kexec_pair import OpenPair
 from kdumpd.host.mounts import resolve_targets
-from kdumpd.image import ImageRecord, capture_config
+from kdumpd.image import ImageRecord, capture_config, read_record
 from kdumpd.image.capture import find_init
 from kdumpd.image.contents import read_source
 from kdumpd.image.pyclosure import own_files
@@ -146,7 +146,7 @@ class FakeMachine:
 
     def image_id(self) -> str:
         """The id in the record of the image on disk."""
-        return str(json.loads((self.root / "var/lib/kdumpd" / RELEASE / "image.json").read_text())["image_id"])
+        return read_record(self.root / "var/lib/kdumpd" / RELEASE).image_id
 
     def _disk(self) -> None:
         device = self.root / "sys/devices/pci0000:00/0000:00:04.0"

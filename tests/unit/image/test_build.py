@@ -19,7 +19,7 @@ from fake_kernel import NEW, FakeKernel
 import kdumpd
 from kdumpd.config.model import DumpSettings
 from kdumpd.errors import BuildError, BusyError, UnsupportedError
-from kdumpd.image import build, check, cpio, pack, pyclosure, read_record
+from kdumpd.image import build, check, cpio, parts, pyclosure, read_record
 from kdumpd.image import builder as builder_module
 
 if TYPE_CHECKING:
@@ -29,12 +29,11 @@ Built = tuple["BuildRequest", "ImageRecord"]
 
 
 def _entries(folder: Path, record: ImageRecord) -> dict[str, cpio.Entry]:
-    archive = pack.unpack((folder / "initrd").read_bytes(), record.compression)
-    return {entry.path: entry for entry in cpio.read(archive)}
+    return parts.read((folder / "initrd").read_bytes(), record.parts)
 
 
 def _unpack(request: BuildRequest, record: ImageRecord, folder: Path) -> None:
-    for entry in _entries(request.output, record).values():
+    for _, entry in sorted(_entries(request.output, record).items()):
         path = folder / entry.path
         if stat.S_ISDIR(entry.mode):
             path.mkdir(exist_ok=True)
@@ -254,7 +253,8 @@ def test_a_damaged_module_stops_the_build(request_for: BuildRequest) -> None:
 # Where a build is killed: in a child process, at the entrance of the function.
 _KILLED = """
 import os, pickle, sys
-from kdumpd.image import builder, verify
+from kdumpd.image import builder, squash, verify
+squash.LEVEL = 1
 request = pickle.load(sys.stdin.buffer)
 calls = 0
 def deadly(*arguments, **options):
@@ -265,7 +265,7 @@ def deadly(*arguments, **options):
     return real(*arguments, **options)
 real = {place}
 {place} = deadly
-builder.build(request)
+builder.build(request, anew=True)
 """
 
 
@@ -273,6 +273,8 @@ builder.build(request)
     ("place", "nth"),
     [
         ("builder.gather", 1),
+        ("squash.write", 1),
+        ("squash.read", 1),
         ("builder.pack.pack", 1),
         ("builder.os.fsync", 1),
         ("builder.os.fsync", 2),
@@ -290,20 +292,19 @@ def test_a_build_killed_before_the_end_leaves_the_old_image(
     assert check(folder) == record
 
 
-def test_a_build_killed_between_the_renames_is_noticed_and_mended(
+def test_a_build_killed_between_the_renames_has_its_image_whole_and_the_next_one_tidies_up(
     image: tuple[Path, ImageRecord], built: Built
 ) -> None:
     folder, _ = image
-    _build_killed(built[0], folder, "builder.os.rename", 2)
-    with pytest.raises(BuildError, match=r"record"):
-        check(folder)
-    request = dataclasses.replace(built[0], output=folder)
-    mended = build(request)
-    assert check(folder) == mended
+    request = _build_killed(built[0], folder, "builder.os.rename", 2)
+    new = check(folder)
+    assert new.capture == request.capture
+    assert "image.json.new" in os.listdir(folder)
+    assert build(request) == new
     assert sorted(path.name for path in folder.iterdir()) == ["image.json", "initrd"]
 
 
-def _build_killed(request: BuildRequest, folder: Path, place: str, nth: int) -> None:
+def _build_killed(request: BuildRequest, folder: Path, place: str, nth: int) -> BuildRequest:
     import pickle
 
     capture = dataclasses.replace(request.capture, dump=DumpSettings(levels=(0,)))
@@ -315,6 +316,7 @@ def _build_killed(request: BuildRequest, folder: Path, place: str, nth: int) -> 
         env={"PYTHONPATH": str(Path(kdumpd.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == -9, done.stderr.decode()
+    return changed
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_image(
@@ -326,7 +328,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_image(
     capture = dataclasses.replace(built[0].capture, dump=DumpSettings(levels=(0,)))
     changed = dataclasses.replace(built[0], output=folder, capture=capture)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(builder_module, "gather", _limited(builder_module.gather, limits[1]))
+    monkeypatch.setattr(builder_module, "_assemble", _limited(builder_module._assemble, limits[1]))
     try:
         with pytest.raises(BuildError, match="cannot be written"):
             build(changed)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kdumpd.errors import BuildError
-from kdumpd.image import check, cpio, pack, read_record, verify
+from kdumpd.image import check, cpio, parts, read_record, verify
 from kdumpd.image.contents import record_of
 from kdumpd.image.cpio import Entry
-from kdumpd.image.record import ImageRecord, image_id, manifest_json
+from kdumpd.image.record import ImageRecord, Part, image_id, manifest_json
 
 if TYPE_CHECKING:
     from kdumpd.image import BuildRequest
@@ -26,18 +26,16 @@ MANIFEST = "etc/kdumpd/image.json"
 
 
 def _entries(folder: Path, record: ImageRecord) -> dict[str, Entry]:
-    archive = pack.unpack((folder / "initrd").read_bytes(), record.compression)
-    return {entry.path: entry for entry in cpio.read(archive)}
+    return parts.read((folder / "initrd").read_bytes(), record.parts)
 
 
 def _store(folder: Path, record: ImageRecord, archive: bytes) -> ImageRecord:
-    """Writes an archive with sums that fit it, so that only its contents can give it away."""
+    """Writes one archive with sums that fit it, so that only its contents can give it away."""
+    digest = hashlib.sha256(archive).hexdigest()
+    size = len(archive)
+    part = Part(name="base", compression="none", offset=0, packed_bytes=size, unpacked_bytes=size, sha256=digest)
     fitting = dataclasses.replace(
-        record,
-        compression="none",
-        packed_bytes=len(archive),
-        packed_sha256=hashlib.sha256(archive).hexdigest(),
-        unpacked_bytes=len(archive),
+        record, compression="none", packed_bytes=size, packed_sha256=digest, unpacked_bytes=size, parts=(part,)
     )
     (folder / "initrd").write_bytes(archive)
     (folder / "image.json").write_text(fitting.to_json())
@@ -49,6 +47,7 @@ def _forge(folder: Path, record: ImageRecord, change: Callable[[dict[str, Entry]
     entries = _entries(folder, record)
     change(entries)
     entries.pop(MANIFEST, None)
+    entries.pop(parts.PAYLOAD_PATH)  # all is in one archive then
     files = tuple(record_of(entry) for _, entry in sorted(entries.items()))
     name = image_id(files)
     text = manifest_json(name, record.kernel, record.kdumpd_version, files)
@@ -80,7 +79,7 @@ def test_an_image_cut_short_is_found(image: tuple[Path, ImageRecord]) -> None:
 
 
 def test_a_cut_archive_is_found_even_if_its_sums_fit(image: tuple[Path, ImageRecord]) -> None:
-    archive = pack.unpack((image[0] / "initrd").read_bytes(), image[1].compression)
+    archive = cpio.write(_entries(*image).values())
     _store(*image, archive[: len(archive) // 2])
     with pytest.raises(BuildError, match="damaged"):
         check(image[0])
@@ -89,6 +88,7 @@ def test_a_cut_archive_is_found_even_if_its_sums_fit(image: tuple[Path, ImageRec
 def test_a_changed_file_is_named_even_if_the_sums_fit(image: tuple[Path, ImageRecord]) -> None:
     entries = _entries(*image)
     entries["init"] = dataclasses.replace(entries["init"], content=b"#!/bin/sh\nexec sh\n")
+    del entries[parts.PAYLOAD_PATH]
     _store(*image, cpio.write(entries.values()))
     with pytest.raises(BuildError, match="/init differs"):
         check(image[0])
@@ -97,6 +97,7 @@ def test_a_changed_file_is_named_even_if_the_sums_fit(image: tuple[Path, ImageRe
 def test_a_file_too_many_is_named(image: tuple[Path, ImageRecord]) -> None:
     entries = _entries(*image)
     entries["etc/extra"] = Entry(path="etc/extra", mode=stat.S_IFREG | 0o644)
+    del entries[parts.PAYLOAD_PATH]
     _store(*image, cpio.write(entries.values()))
     with pytest.raises(BuildError, match="/etc/extra is not in its record"):
         check(image[0])
@@ -125,7 +126,7 @@ def _without(part: str) -> Callable[[dict[str, Entry]], None]:
         ("ld-linux", r"the loader /.*ld-linux.*, which .* needs, is not inside"),
         ("xfs.ko", r"kernel module /usr/lib/modules/.*/xfs\.ko is listed but not inside"),
         ("usr/bin/python3", r"/usr/bin/python3 is missing"),
-        ("usr/bin/busybox", r"the link /usr/bin/.* leads to /usr/bin/busybox, which is not inside"),
+        ("kdumpd/bin/busybox", r"the link /(usr|kdumpd)/bin/.* leads to /kdumpd/bin/busybox, which is not inside"),
         ("collector/__main__", r"collector/__main__\.pyc is missing"),
         ("dev/console", "/dev/console is missing"),
         ("etc/kdumpd/supervisor", "supervisor is missing"),

@@ -34,7 +34,7 @@ PACKAGES = (
     "systemd-sysv", "udev", "dbus", "kmod", "zstd", "initramfs-tools", "procps",
     "linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64",
     "busybox", "python3", "python3-gi", "python3-numpy", "python3-pydbus", "python3-pyelftools",
-    "python3-systemd", "python3-zstandard",
+    "python3-systemd", "python3-zstandard", "squashfs-tools",
     "libxenmisc4.17",  # linked by kexec, see TOOLS
 )  # fmt: skip
 # Not installed, since their own services would take part: only their programs are needed.

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The archives that an image is made of, one behind the other as the kernel unpacks them (buffer-format.rst).
+
+- `base`, packed: what runs first, and all there is where no squashfs can be mounted
+- `payload`, as it is: a squashfs with everything below /usr
+- `overlay`, packed: the settings, /etc/kdumpd. It alone is made anew when only the configuration changed
+
+Each begins at a multiple of 512 bytes; the bytes between are zeros, which the kernel passes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import stat
+from collections.abc import Container, Iterable, Mapping
+
+from kdumpd.errors import BuildError
+from kdumpd.image import cpio, pack, squash
+from kdumpd.image.cpio import Entry
+from kdumpd.image.record import FileRecord, ImageRecord, Part
+
+PAYLOAD_PATH = "kdumpd/payload.squashfs"
+BASE, PAYLOAD, OVERLAY = "base", "payload", "overlay"
+_BLOCK = 512
+_REBUILD = "rebuild the image: kdumpctl rebuild"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """All but the settings: its archives, their bytes, what is in them, and sentences for whoever builds the image."""
+
+    parts: tuple[Part, ...]
+    packed: bytes
+    files: tuple[FileRecord, ...]
+    notes: tuple[str, ...]
+
+
+def with_payload(entries: Mapping[str, Entry], early: Iterable[str]) -> dict[str, Entry]:
+    """`entries` with the squashfs of all that lies below /usr in place of it; but `early` is there from the start."""
+    inside = [entry for path, entry in entries.items() if path.startswith(f"{squash.FOLDER}/") or path == squash.FOLDER]
+    kept = set(early) | {squash.FOLDER}
+    for path in early:
+        parts = path.split("/")
+        kept.update("/".join(parts[:length]) for length in range(1, len(parts)))
+    found = {path: entry for path, entry in entries.items() if path in kept or not path.startswith(f"{squash.FOLDER}/")}
+    found[PAYLOAD_PATH] = Entry(path=PAYLOAD_PATH, mode=stat.S_IFREG | 0o600, content=squash.write(inside))
+    return found
+
+
+def write_base(entries: Mapping[str, Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
+    """The archives that hold `entries`, and their bytes."""
+    image = _Image()
+    image.add(BASE, [entry for path, entry in entries.items() if path != PAYLOAD_PATH], compression)
+    if PAYLOAD_PATH in entries:
+        image.add(PAYLOAD, [entries[PAYLOAD_PATH]], "none")  # packed already
+    return tuple(image.parts), bytes(image.data)
+
+
+def write_overlay(base: Base, settings: Iterable[Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
+    """The whole image: the base and the settings behind it."""
+    image = _Image(list(base.parts), bytearray(base.packed))
+    image.add(OVERLAY, settings, compression)
+    return tuple(image.parts), bytes(image.data)
+
+
+def base_of(packed: bytes, record: ImageRecord, settings: Container[str]) -> Base:
+    """The base of a whole image, with the paths of what is in its overlay."""
+    kept = tuple(part for part in record.parts if part.name != OVERLAY)
+    return Base(
+        parts=kept,
+        packed=packed[: max((part.offset + part.packed_bytes for part in kept), default=0)],
+        files=tuple(file for file in record.files if file.path not in settings),
+        notes=record.notes,
+    )
+
+
+def read(packed: bytes, parts: tuple[Part, ...]) -> dict[str, Entry]:
+    """All entries of an image by path, those of its squashfs too. Raises BuildError when it is not what `parts` say."""
+    entries: dict[str, Entry] = {}
+    at = 0
+    for part in parts:
+        if part.offset < at or any(packed[at : part.offset]) or len(packed) < part.offset + part.packed_bytes:
+            raise _wrong(f"its {part.name} does not lie where its record says")
+        at = part.offset + part.packed_bytes
+        for entry in cpio.read(unpack(packed, part)):
+            if entry.path in entries:
+                raise _wrong(f"/{entry.path} is in it twice")
+            entries[entry.path] = entry
+    if any(packed[at:]):
+        raise _wrong("there is something behind its last part")
+    payload = entries.get(PAYLOAD_PATH)
+    if payload is not None:
+        for path, entry in squash.read(payload.content).items():
+            # Folders and what is needed before the squashfs is mounted are in both.
+            if entries.setdefault(path, entry) != entry:
+                raise _wrong(f"/{path} is in it twice, and not the same")
+    return entries
+
+
+def unpack(packed: bytes, part: Part) -> bytes:
+    """The newc archive of one part. Raises BuildError when it is damaged."""
+    data = packed[part.offset : part.offset + part.packed_bytes]
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise _wrong(f"its {part.name} is not the one its record describes")
+    archive = pack.unpack(data, part.compression)
+    if len(archive) != part.unpacked_bytes:
+        raise _wrong(f"its {part.name} unpacks to {len(archive)} bytes instead of {part.unpacked_bytes}")
+    return archive
+
+
+class _Image:
+    def __init__(self, parts: list[Part] | None = None, data: bytearray | None = None) -> None:
+        self.parts = parts or []
+        self.data = data or bytearray()
+
+    def add(self, name: str, entries: Iterable[Entry], compression: str) -> None:
+        archive = cpio.write(entries)
+        packed = pack.pack(archive, compression)
+        self.data += bytes(-len(self.data) % _BLOCK)
+        self.parts.append(
+            Part(
+                name=name,
+                compression=compression,
+                offset=len(self.data),
+                packed_bytes=len(packed),
+                unpacked_bytes=len(archive),
+                sha256=hashlib.sha256(packed).hexdigest(),
+            )
+        )
+        self.data += packed
+
+
+def _wrong(what: str) -> BuildError:
+    return BuildError(f"the capture image did not pass its check: {what}", hint=_REBUILD)
