@@ -36,6 +36,24 @@ def script(text: str) -> Callable[[Path], None]:
     return prepare
 
 
+# Signals to the collector, one after the other, each to another process and once it has begun with a target.
+SIGNALS = """
+(
+    last=
+    for signal in {signals}; do
+        while :; do
+            sleep 0.2
+            pid=$(busybox pidof python3) || continue
+            [ "$pid" != "$last" ] && [ -e /run/kdumpd/answers/target ] && break
+        done
+        sleep 1
+        kill -"$signal" "$pid"
+        last=$pid
+    done
+) </dev/null >/dev/null 2>&1 &
+"""
+
+
 class Disks:
     """ext4 filesystems of a guest, the first one labelled "a", and what is on them afterwards."""
 
@@ -82,6 +100,23 @@ class Disks:
 def _in_time(outcome: tiny.Outcome) -> None:
     assert outcome.captured_sec < DEADLINE_S + SPARE_S, outcome.capture[-3000:]
     assert "reboot: Restarting system" in outcome.capture
+
+
+def test_killed_then_frozen_then_the_next_target(scratch: Path) -> None:
+    """SIGKILL: the same target again. No sign of life: the next one, which gets the dump."""
+    disks = Disks(scratch, 128, 128)
+    fault = script(SIGNALS.format(signals="KILL STOP"))
+    outcome = tiny.crash(disks.config, scratch, disks=disks.disks, prepare=fault)
+    _in_time(outcome)
+    assert "the collector was killed (status 137)" in outcome.capture
+    assert "the collector was silent for 30 s" in outcome.capture
+    assert [crash["result"] for crash in disks.listed("a")] == ["interrupted", "interrupted"]
+    (crash,) = disks.listed("b")
+    assert crash["result"] == "complete"
+    folder = disks.folder("b", crash["name"])
+    proof.complete(folder)
+    proof.marker(folder, outcome.marker)
+    assert "kdumpd: FAILED: the collector was silent" in (folder / "kexec-dmesg.log").read_text()
 
 
 def test_without_python_a_note_is_left(scratch: Path) -> None:
