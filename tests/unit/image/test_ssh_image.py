@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 
-import zstandard
 from fake_kernel import OLD, FakeKernel
 from lab.sshd import running
 
@@ -19,14 +17,23 @@ from kdumpd.config.capture import KNOWN_HOSTS, SSH_KEY, SshDestination
 from kdumpd.dumpfile.manifest import Manifest, Result
 from kdumpd.dumpfile.reader import verify
 from kdumpd.host.mounts import ResolvedTarget
+from kdumpd.image import parts
 from kdumpd.image.builder import BuildRequest, build
+from kdumpd.image.record import ImageRecord
 
 
-def unpack(packed: bytes, folder: Path) -> None:
-    """As the kernel does it, with cpio(1)."""
-    folder.mkdir()
-    archive = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)).read()
-    subprocess.run(["cpio", "-i", "-d", "-m", "--quiet"], input=archive, cwd=folder, check=True)
+def unpack(folder: Path, record: ImageRecord, where: Path) -> None:
+    """As the kernel does it."""
+    where.mkdir()
+    for _, entry in sorted(parts.read((folder / "initrd").read_bytes(), record.parts).items()):
+        path = where / entry.path
+        if stat.S_ISDIR(entry.mode):
+            path.mkdir(exist_ok=True)
+        elif stat.S_ISLNK(entry.mode):
+            path.symlink_to(entry.content.decode())
+        elif entry.is_file:
+            path.write_bytes(entry.content)
+            path.chmod(entry.mode & 0o777)
 
 
 def test_a_capture_in_the_image(request_for: BuildRequest, tmp_path: Path) -> None:
@@ -48,7 +55,7 @@ def test_a_capture_in_the_image(request_for: BuildRequest, tmp_path: Path) -> No
         assert stat.S_IMODE((request.output / "initrd").stat().st_mode) == 0o600
 
         image = tmp_path / "unpacked"
-        unpack((request.output / "initrd").read_bytes(), image)
+        unpack(request.output, record, image)
         kernel = FakeKernel(OLD)
         kernel.memory[0x600000:0x800000] = os.urandom(0x200000)
         kernel.write(image / "proc/vmcore")
