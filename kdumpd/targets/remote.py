@@ -9,7 +9,6 @@ writer's back makes the file useless from there on: it never syncs again, so no 
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import shlex
 import stat
@@ -18,18 +17,16 @@ from types import TracebackType
 from typing import Self
 
 from kdumpd.dumpfile.codecs import Buffer
-from kdumpd.errors import DumpFormatError, KdumpError, NoSpaceError, TargetError
+from kdumpd.errors import KdumpError, NoSpaceError, TargetError
 from kdumpd.targets import sftp
 from kdumpd.targets.files import DIRECTORY_MODE, FILE_MODE
 from kdumpd.targets.link import Connection, Link, Write
-from kdumpd.targets.sftp import Attributes, Kind, LinkLostError, ServerError, SftpSession, Status
+from kdumpd.targets.remote_read import READ_BYTES, RemoteDump, attributes_of, open_file, read_file
+from kdumpd.targets.sftp import Attributes, Kind, ServerError, SftpSession, Status
 
 _FSYNC, _RENAME, _STATVFS = "fsync@openssh.com", "posix-rename@openssh.com", "statvfs@openssh.com"
 _FSYNC_SEC = 100.0  # below what the capture kernel's supervisor takes for silence
 _MAX_SAME_NAME = 1000
-_READ = 32 << 10  # what every server gives at once
-_READS = 32  # under way at a time
-_BLOCKS = 32  # of _READ, kept of a file that is looked at here and there
 _LOOK_AT_ROOM = 16 << 20
 _LITTLE_ROOM = 64 << 20
 _NO_ROOM = 4 << 20
@@ -71,7 +68,7 @@ class RemoteFile:
         flags = self._flags
         # A link that breaks off here leaves open whether the file was made; the folder is ours alone.
         self._flags = sftp.READ | sftp.WRITE | sftp.CREATE
-        handle = _open(session, self.path, flags)
+        handle = open_file(session, self.path, flags)
         self._handle = (self._link.made, handle)
         session.call(Kind.FSETSTAT, sftp.string(handle), sftp.attributes(mode=FILE_MODE)).status()
         found = session.call(Kind.FSTAT, sftp.string(handle)).expect(Kind.ATTRS).attributes()
@@ -83,7 +80,7 @@ class RemoteFile:
         """As link.Writer: opened again after the link broke off. Raises TargetError when the server lost bytes."""
         if self._handle is not None and self._handle[0] == self._link.made:
             return self._handle[1]
-        handle = _open(session, self.path, self._flags)
+        handle = open_file(session, self.path, self._flags)
         found = session.call(Kind.FSTAT, sftp.string(handle)).expect(Kind.ATTRS).attributes()
         if found.size is not None and found.size < self._acknowledged:
             self._broken = TargetError(
@@ -173,7 +170,7 @@ class RemoteFile:
         with self._link.lock:
             self._settle()
             try:
-                return self._link.attempt(lambda session: _read(session, self.handle(session), offset, size))
+                return self._link.attempt(lambda session: read_file(session, self.handle(session), offset, size))
             except ServerError as error:
                 raise refused(error, f"{self.name} cannot be read back at {offset}") from error
 
@@ -252,63 +249,6 @@ class RemoteFile:
             session.call(Kind.CLOSE, sftp.string(handle)).status()
 
 
-class RemoteDump:
-    """A file that is only read (dumpfile.stored.Stored), a few blocks of it at hand."""
-
-    complete = True
-
-    def __init__(self, link: Link[Connection], path: str) -> None:
-        """Raises DumpFormatError when the server has no such file."""
-        self.name = path
-        self._link = link
-        self._blocks: collections.OrderedDict[int, bytes] = collections.OrderedDict()
-        self._handle: tuple[int, bytes] | None = None
-        try:
-            size = link.attempt(lambda session: _stat(session, path)).size
-        except ServerError as error:
-            raise DumpFormatError(f"{path} cannot be opened: {error.text}") from error
-        if size is None:
-            raise DumpFormatError(f"{path} has a size that the server does not tell")
-        self.size = size
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer at the end. Raises DumpFormatError."""
-        size = min(size, self.size - offset)
-        if offset < 0 or size <= 0:
-            return b""
-        if size > _READ:
-            return self._fetch(offset, size)
-        first, last = offset // _READ, (offset + size - 1) // _READ
-        data = b"".join(self._block(number) for number in range(first, last + 1))
-        return data[offset - first * _READ :][:size]
-
-    def _block(self, number: int) -> bytes:
-        data = self._blocks.pop(number, None)
-        if data is None:
-            data = self._fetch(number * _READ, min(_READ, self.size - number * _READ))
-        self._blocks[number] = data
-        if len(self._blocks) > _BLOCKS:
-            self._blocks.popitem(last=False)
-        return data
-
-    def _fetch(self, offset: int, size: int) -> bytes:
-        try:
-            return self._link.attempt(lambda session: _read(session, self._opened(session), offset, size))
-        except ServerError as error:
-            raise DumpFormatError(f"{self.name} cannot be read at {offset}: {error.text}") from error
-
-    def _opened(self, session: SftpSession) -> bytes:
-        if self._handle is None or self._handle[0] != self._link.made:
-            self._handle = (self._link.made, _open(session, self.name, sftp.READ))
-        return self._handle[1]
-
-    def close(self) -> None:
-        """Closing twice is harmless; the server closes what is open when the link ends."""
-        opened, self._handle = self._handle, None
-        if opened is not None and opened[0] == self._link.made:
-            self._link.attempt(lambda session: session.call(Kind.CLOSE, sftp.string(opened[1])))
-
-
 class RemoteDirectory:
     """One new directory for one crash (targets.target.Store)."""
 
@@ -375,7 +315,7 @@ class RemoteDirectory:
                 # It may have been done just before the link broke off.
                 if tries == 1 or error.status != Status.NO_SUCH_FILE:
                     raise
-            return _stat(session, f"{self.path}/{new}")
+            return attributes_of(session, f"{self.path}/{new}")
 
         try:
             found = self._link.attempt(operation)
@@ -411,8 +351,8 @@ class RemoteDirectory:
             return None
         digest = hashlib.sha256()
         file = self.stored(name)
-        for at in range(offset, offset + size, _READ * _READS):
-            digest.update(file.read_at(at, min(_READ * _READS, offset + size - at)))
+        for at in range(offset, offset + size, READ_BYTES):
+            digest.update(file.read_at(at, min(READ_BYTES, offset + size - at)))
         file.close()
         return digest.hexdigest()
 
@@ -437,55 +377,6 @@ def _pieces(offset: int, parts: Sequence[Buffer], most: int) -> list[tuple[int, 
     return found
 
 
-def _open(session: SftpSession, path: str, flags: int) -> bytes:
-    attributes = sftp.attributes(mode=FILE_MODE)
-    return session.call(Kind.OPEN, sftp.string(path), sftp.u32(flags), attributes).expect(Kind.HANDLE).string()
-
-
-def _stat(session: SftpSession, path: str) -> Attributes:
-    return session.call(Kind.STAT, sftp.string(path)).expect(Kind.ATTRS).attributes()
-
-
-def _read(session: SftpSession, handle: bytes, offset: int, size: int) -> bytes:
-    """Up to `size` bytes; short answers are asked for the rest."""
-    out = bytearray()
-    while len(out) < size:
-        wanted = []
-        for at in range(offset + len(out), min(offset + size, offset + len(out) + _READ * _READS), _READ):
-            count = min(_READ, offset + size - at)
-            fields = sftp.string(handle), sftp.u64(at), sftp.u32(count)
-            wanted.append((session.request(Kind.READ, *fields), count))
-        if not _take_reads(session, wanted, out):
-            break
-    return bytes(out)
-
-
-def _take_reads(session: SftpSession, wanted: list[tuple[int, int]], out: bytearray) -> bool:
-    """Adds to `out` what came without a gap; False at the end of the file."""
-    answers: dict[int, bytes | None] = {}
-    trouble: ServerError | None = None
-    while len(answers) < len(wanted):
-        reply = session.reply()
-        answers[reply.number] = None
-        try:
-            answers[reply.number] = reply.expect(Kind.DATA).string()
-        except ServerError as error:
-            if error.status != Status.EOF:
-                trouble = trouble or error
-    if trouble is not None:
-        raise trouble
-    for number, count in wanted:
-        if number not in answers:
-            raise LinkLostError("the server answered what it was not asked")
-        data = answers[number]
-        if data is None:
-            return False
-        out += data
-        if len(data) < count:
-            break
-    return True
-
-
 def free_bytes(session: SftpSession, path: str) -> int | None:
     """Room for this user on the filesystem of `path`, where the server says so (OpenSSH: PROTOCOL, 4.4)."""
     if _STATVFS not in session.extensions:
@@ -498,7 +389,7 @@ def free_bytes(session: SftpSession, path: str) -> int | None:
 def _is_directory(link: Link[Connection], path: str) -> bool:
     """Whether there is a folder. Raises TargetError when something else is in its place."""
     try:
-        mode = link.attempt(lambda session: _stat(session, path)).mode
+        mode = link.attempt(lambda session: attributes_of(session, path)).mode
     except ServerError as error:
         if error.status == Status.NO_SUCH_FILE:
             return False

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kdumpd.errors import DumpFormatError, TargetError
 from kdumpd.targets.link import Link
-from kdumpd.targets.remote import RemoteDirectory, RemoteDump
+from kdumpd.targets.remote import RemoteDirectory
+from kdumpd.targets.remote_read import RemoteDump
 from kdumpd.targets.sftp import Kind, LinkLostError, ServerError, SftpSession, Status, string, u32, u64
 
 _EXTENSIONS = ("fsync@openssh.com", "posix-rename@openssh.com", "statvfs@openssh.com")
