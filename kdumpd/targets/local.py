@@ -30,14 +30,10 @@ class LocalDisk(Target):
     def __init__(
         self, destination: LocalDestination, mountpoint: Path, device_deadline_sec: float = DEVICE_DEADLINE_SEC
     ) -> None:
+        self.name = str(destination)
         self._destination = destination
         self._mountpoint = mountpoint
         self._device_deadline_sec = device_deadline_sec
-
-    @property
-    def name(self) -> str:
-        """As the destination."""
-        return str(self._destination)
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

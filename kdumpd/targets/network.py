@@ -27,14 +27,10 @@ class NetworkedTarget(Target):
     """A target that needs the network first."""
 
     def __init__(self, target: Target, network: Network, deadline_sec: float) -> None:
+        self.name = target.name
         self._target = target
         self._network = network
         self._deadline_sec = deadline_sec
-
-    @property
-    def name(self) -> str:
-        """The target, for a person."""
-        return self._target.name
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

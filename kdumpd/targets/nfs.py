@@ -34,14 +34,10 @@ class NfsExport(Target):
     grants them (root_squash makes them another user's)."""
 
     def __init__(self, destination: NfsDestination, mountpoint: Path, deadline_sec: float = MOUNT_DEADLINE_SEC) -> None:
+        self.name = str(destination)
         self._destination = destination
         self._mountpoint = mountpoint
         self._deadline_sec = deadline_sec
-
-    @property
-    def name(self) -> str:
-        """As the destination."""
-        return str(self._destination)
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

@@ -38,13 +38,9 @@ class RawDisk(Target):
     """A destination on a raw device; `device_deadline_sec` is how long that may take to appear."""
 
     def __init__(self, destination: RawDestination, device_deadline_sec: float) -> None:
+        self.name = str(destination)
         self._destination = destination
         self._device_deadline_sec = device_deadline_sec
-
-    @property
-    def name(self) -> str:
-        """As the destination."""
-        return str(self._destination)
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

@@ -17,14 +17,10 @@ class RenamedTarget(Target):
     """`target`, whose files are called what `names` says; `links` are made where the filesystem has such."""
 
     def __init__(self, target: Target, names: Mapping[str, str], links: Mapping[str, str]) -> None:
+        self.name = target.name
         self._target = target
         self._names = names
         self._links = links
-
-    @property
-    def name(self) -> str:
-        """The target, for a person."""
-        return self._target.name
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

@@ -31,13 +31,9 @@ class SealedTarget(Target):
     """A target whose crashes are encrypted to `recipients` (age1...)."""
 
     def __init__(self, target: Target, recipients: Sequence[str]) -> None:
+        self.name = target.name
         self._target = target
         self._recipients = tuple(recipients)
-
-    @property
-    def name(self) -> str:
-        """The target, for a person."""
-        return self._target.name
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

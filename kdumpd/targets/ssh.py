@@ -275,13 +275,9 @@ class SshServer(Target):
 
     def __init__(self, destination: SshDestination, give_up_sec: float = GIVE_UP_SEC) -> None:
         """`give_up_sec` is how long it is tried to come back after the connection broke off."""
+        self.name = str(destination)
         self._destination = destination
         self._give_up_sec = give_up_sec
-
-    @property
-    def name(self) -> str:
-        """As the destination."""
-        return str(self._destination)
 
     @contextlib.contextmanager
     def open_crash(self, name: str, alive: Callable[[], None]) -> Iterator[Store]:

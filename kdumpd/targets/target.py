@@ -57,12 +57,9 @@ class Store(Protocol):
 
 
 class Target(ABC):
-    """One entry of the chain of targets."""
+    """One entry of the chain of targets; `name` is what a person calls it."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The target, for a person."""
+    name: str
 
     @abstractmethod
     def open_crash(self, name: str, alive: Callable[[], None]) -> AbstractContextManager[Store]:
