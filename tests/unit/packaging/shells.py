@@ -84,8 +84,10 @@ def zsh(lines: list[str], path: str) -> list[set[str]]:
 def _until(terminal: int, mark: str) -> str:
     text = ""
     deadline = time.monotonic() + 60
+    waiting = select.poll()  # select() would fail with descriptors above 1023
+    waiting.register(terminal, select.POLLIN)
     while mark not in text:
         assert time.monotonic() < deadline, text
-        if select.select([terminal], [], [], 1)[0]:
+        if waiting.poll(1000):
             text += os.read(terminal, 65536).decode(errors="replace")
     return text
