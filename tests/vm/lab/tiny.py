@@ -65,6 +65,7 @@ _BUSES = {
     "scsi": ("scsi-hd,drive={0},serial={0}", ("virtio_pci", "virtio_scsi", "sd_mod")),
     "usb": ("usb-storage,drive={0}", ("xhci_pci", "usb_storage", "sd_mod")),
 }
+_WITH_KERNEL = 'mount --bind "$0/lib/modules" /usr/lib/modules && mount --bind "$0/boot" /boot && exec "$@"'
 _CONTROLLERS = {"scsi": "virtio-scsi-pci", "usb": "qemu-xhci"}
 
 
@@ -276,11 +277,15 @@ def _mapped(root: Path) -> dict[str, str]:
 def build_image(config: str, root: Path, release: str, output: Path) -> Path:
     """The capture image for the machine below `root`, built by this checkout; its folder.
 
-    Raises LabError with what the builder says.
+    The tools of the distribution are this host's, and see the machine's kernel where they look for it: through mounts
+    of their own. Raises LabError with what the builder says.
     """
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/kdump.conf").write_text(config)
     argv = ["/usr/bin/python3", "-m", "kdumpd.image", "build", "--root", str(root), "--kernel", release]
+    if re.search(r"(?m)^builder (dracut|initramfs-tools)$", config):
+        Path("/usr/lib/modules").mkdir(exist_ok=True)
+        argv = ["unshare", "--mount", "sh", "-c", _WITH_KERNEL, str(root), *argv]
     done = subprocess.run(
         [*argv, "--output", str(output), "--json"],
         stdin=subprocess.DEVNULL,
