@@ -2,32 +2,32 @@
 """Builds a capture image and puts it in place, checked.
 
 What an earlier build made is used again as far as it is still what this one would make: all of it, so that nothing is
-written, or all but the settings. Else the order is: gather, pack, write under a temporary name, read those bytes back,
+written, all but the settings, or all but these and what depends on the kernel, which another kernel's image will do
+for. Else the order is: gather, pack, write under a temporary name, read those bytes back,
 check them, rename the image, rename its record. A build that ends anywhere before leaves the old pair; after one that
 ends between the two renames the record is found under its temporary name, and the next build renames it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import kdumpd
 from kdumpd.config.capture import CaptureConfig
 from kdumpd.config.model import Builder
-from kdumpd.errors import BuildError, BusyError, UnsupportedError, os_reason
+from kdumpd.errors import BuildError, UnsupportedError, os_reason
 from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image import (
     contents,
     cpio,
+    install,
     kernel_facts,
     kmodules,
     network,
@@ -39,23 +39,17 @@ from kdumpd.image import (
     squash,
     storage,
     tools,
-    verify,
 )
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
-    INITRD_NAME,
     MANIFEST_PATH,
-    NEW_RECORD_NAME,
-    RECORD_NAME,
     FileRecord,
     ImageRecord,
     Source,
     image_id,
-    is_half_renamed,
     manifest_json,
 )
 
-_NEW_INITRD_NAME = "initrd.new"
 # Without these the kernel would come up and could do nothing with what it is given.
 NEEDED_OPTIONS = {
     "CONFIG_BLK_DEV_INITRD": "unpack a capture image",
@@ -91,38 +85,31 @@ def build(
 ) -> ImageRecord:
     """Builds the image into `request.output` (0700; files 0600) and returns its record.
 
-    With `anew` nothing of the image that was there is used again. Raises BuildError when something the image needs is
+    With `anew` nothing of the images that are there is used again. Raises BuildError when something the image needs is
     missing or its check fails, UnsupportedError when the kernel cannot be a capture kernel, BusyError when another
     build of the same folder is under way. In each case the image that was there stays as it was.
     """
     config = read_kernel_config(request.kernel.release, request.root)
     _require_options(request.kernel, config)
-    with _locked(request.output):
+    with install.locked(request.output):
         progress("collecting files", 0.0)
         wanted = _wanted(request, config)
         before = None if anew else reuse.find(request.output, wanted.key, request.kernel)
         settings = _settings(request, wanted, before)
-        if before is None:
-            tree = gather(request, wanted)
-            if request.builder is not Builder.BUSYBOX:
-                progress(f"running {request.builder}", 0.2)
-                tree = tools.complete(tree, request.builder, request.builder_args, request.kernel)
-            progress("packing", 0.4)
-            base = _base(tree, wanted)
-        elif before.has_settings(settings):
+        if before is not None and before.has_settings(settings):
             return before.record
-        else:
-            base = before.base
+        base = _new_base(request, wanted, progress, anew=anew) if before is None else before.base
         record, packed = _assemble(request, wanted, base, settings)
         progress("checking", 0.9)
-        _install(request.output, record, packed)
+        install.install(request.output, record, packed)
     return record
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is known before anything is gathered. `modules` and `early` (those that mount a squashfs; None where the
-    image has none) are paths in the folder of modules; `key` names all that decides what is in the base.
+    image has none) are paths in the folder of modules; `key` names all that decides what is in the base, `stock_key`
+    what decides that part of it which is the same for each kernel: empty where a tool makes the image.
     """
 
     index: kmodules.ModuleIndex
@@ -130,6 +117,7 @@ class Wanted:
     early: tuple[str, ...] | None
     compression: str
     key: str
+    stock_key: str
     notes: tuple[str, ...]
 
 
@@ -142,6 +130,7 @@ def _wanted(request: BuildRequest, kernel_config: dict[str, str] | None) -> Want
     compression = pack.choose(kernel_config)
     own = request.builder is Builder.BUSYBOX
     early, note = _early_modules(index, kernel_config) if own else (None, None)
+    stock = _stock_inputs(request, squashed=early is not None, compression=compression)
     key = reuse.base_key(
         builder=request.builder,
         builder_args=request.builder_args,
@@ -149,15 +138,43 @@ def _wanted(request: BuildRequest, kernel_config: dict[str, str] | None) -> Want
         kernel=request.kernel.release,
         modules=modules,
         early=early,
-        compression=compression,
-        interpreter=request.interpreter,
-        collector_modules=request.collector_modules,
-        optional=pyclosure.installed_optional(),
-        trust=_trust(request),
+        stock=stock,
         capture=request.capture,
     )
     notes.extend([] if note is None else [note])
-    return Wanted(index=index, modules=modules, early=early, compression=compression, key=key, notes=tuple(notes))
+    return Wanted(
+        index=index,
+        modules=modules,
+        early=early,
+        compression=compression,
+        key=key,
+        stock_key=reuse.stock_key(**stock) if own else "",
+        notes=tuple(notes),
+    )
+
+
+def _stock_inputs(request: BuildRequest, *, squashed: bool, compression: str) -> dict[str, object]:
+    """What `gather` looks at, beside files of the host: whatever it comes to ask of a request has to be here."""
+    capture = request.capture
+    return {
+        "squashed": squashed,
+        "compression": compression,
+        "interpreter": request.interpreter,
+        "collector_modules": request.collector_modules,
+        "requested": _requested(capture),
+        "optional": pyclosure.installed_optional(),
+        "trust": _trust(request),
+        "networked": capture.network is not None,
+        "layers": sorted({layer.kind for layer in storage.layers_of(request.targets)}),
+        "hooks": [*map(str, capture.hooks.programs), str(request.root) if capture.hooks.programs else ""],
+        "extra_bins": capture.extra_bins,
+    }
+
+
+def _requested(capture: CaptureConfig) -> tuple[str, ...]:
+    """The packages of Python that not every image has."""
+    sealed = ("cryptography",) if capture.encrypt_to else ()
+    return (*sealed, "paramiko") if network.asks_for_ssh(capture) else sealed
 
 
 def _trust(request: BuildRequest) -> tuple[str, ...]:
@@ -188,7 +205,8 @@ def stage(request: BuildRequest, folder: Path) -> None:
     config = read_kernel_config(request.kernel.release, request.root)
     _require_options(request.kernel, config)
     wanted = _wanted(request, config)
-    tree, told = gather(request, wanted), _settings(request, wanted, None)
+    tree, told = gather(request), _settings(request, wanted, None)
+    _add_kernel_files(tree, request, wanted)
     files = _sorted(*tree.records(), *told.records())
     told.add_text(MANIFEST_PATH, manifest_json(image_id(files), request.kernel.release, kdumpd.__version__, files))
     try:
@@ -197,15 +215,10 @@ def stage(request: BuildRequest, folder: Path) -> None:
         raise BuildError(f"{error.filename} cannot be written: {os_reason(error)}", hint=f"df -h {folder}") from error
 
 
-def gather(request: BuildRequest, wanted: Wanted) -> contents.Tree:
-    """All entries of our own but the settings. Raises BuildError naming what is missing."""
+def gather(request: BuildRequest) -> contents.Tree:
+    """All entries of our own that are the same for each kernel. Raises BuildError naming what is missing."""
     own = request.builder is Builder.BUSYBOX
     tree = contents.skeleton(find_init(), "init" if own else "kdumpd/init")
-    tree.notes.extend(wanted.notes)
-    release = request.kernel.release
-    contents.add_modules(tree, wanted.index, release, wanted.modules, request.root)
-    if wanted.early is not None:
-        contents.add_early_modules(tree, wanted.index, release, wanted.early)
     busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
     if busybox is None:
         raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
@@ -214,10 +227,9 @@ def gather(request: BuildRequest, wanted: Wanted) -> contents.Tree:
     network.add_tools(tree, request.capture, applets)
     elfs += storage.add_tools(tree, request.targets)
     network.add_trust(tree, request.capture, request.root)
-    requested = (("cryptography",) if request.capture.encrypt_to else ()) + (
-        ("paramiko",) if network.asks_for_ssh(request.capture) else ()
+    closure = pyclosure.find_closure(
+        request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, _requested(request.capture)
     )
-    closure = pyclosure.find_closure(request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, requested)
     elfs += programs.add_programs(tree, request.capture.hooks, request.capture.extra_bins, request.root)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)
     contents.add_libraries(tree, elfs, closure.mapped)
@@ -239,14 +251,41 @@ def _settings(request: BuildRequest, wanted: Wanted, before: reuse.Before | None
     return tree
 
 
-def _base(tree: contents.Tree, wanted: Wanted) -> parts.Base:
+def _add_kernel_files(tree: contents.Tree, request: BuildRequest, wanted: Wanted) -> None:
+    release = request.kernel.release
+    # Another tool has firmware of its own, in the usual place.
+    firmware = contents.FIRMWARE if request.builder is Builder.BUSYBOX else "usr/lib/firmware"
+    contents.add_modules(tree, wanted.index, release, wanted.modules, request.root, firmware)
+    if wanted.early is not None:
+        contents.add_early_modules(tree, wanted.index, release, wanted.early)
+
+
+def _new_base(request: BuildRequest, wanted: Wanted, progress: Progress, *, anew: bool) -> parts.Base:
+    if request.builder is not Builder.BUSYBOX:
+        tree = gather(request)
+        tree.notes.extend(wanted.notes)
+        _add_kernel_files(tree, request, wanted)
+        progress(f"running {request.builder}", 0.2)
+        tree = tools.complete(tree, request.builder, request.builder_args, request.kernel)
+        return _stock(tree, wanted, progress)
+    stock = None if anew else reuse.find_stock(request.output, wanted.stock_key)
+    if stock is None:
+        stock = _stock(gather(request), wanted, progress)
+    tree = contents.Overlay(notes=list(wanted.notes))
+    _add_kernel_files(tree, request, wanted)
+    return parts.with_kernel(stock, tree, wanted.compression)
+
+
+def _stock(tree: contents.Tree, wanted: Wanted, progress: Progress) -> parts.Base:
+    progress("packing", 0.4)
     if wanted.early is not None:
         entries = parts.with_payload(tree.entries, tree.early)
         tree.entries[parts.PAYLOAD_PATH] = entries[parts.PAYLOAD_PATH]
     else:
         entries = tree.entries
     archives, packed = parts.write_base(entries, wanted.compression)
-    return parts.Base(parts=archives, packed=packed, files=tree.records(), notes=tuple(tree.notes))
+    notes = tuple(tree.notes)
+    return parts.Base(parts=archives, packed=packed, files=tree.records(), notes=notes, stock_notes=len(notes))
 
 
 def _require_options(kernel: Kernel, config: dict[str, str] | None) -> None:
@@ -266,7 +305,7 @@ def _assemble(
     name = image_id(files)
     text = manifest_json(name, release, kdumpd.__version__, files)
     settings.add(cpio.Entry(path=MANIFEST_PATH, mode=stat.S_IFREG | 0o600, content=text.encode()))
-    archives, packed = parts.write_overlay(base, settings.entries.values(), wanted.compression)
+    archives, packed = parts.write_behind(base, parts.OVERLAY, settings.entries.values(), wanted.compression)
     record = ImageRecord(
         image_id=name,
         kdumpd_version=kdumpd.__version__,
@@ -282,6 +321,8 @@ def _assemble(
         files=_sorted(*files, contents.record_of(settings.entries[MANIFEST_PATH])),
         parts=archives,
         base_key=wanted.key,
+        stock_key=wanted.stock_key,
+        stock_notes=base.stock_notes,
         builder=request.builder,
         builder_args=request.builder_args,
     )
@@ -303,77 +344,3 @@ def applets_of(busybox: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{busybox} does not run: {error}", hint="install busybox-static again") from error
     return done.stdout.split()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` (0700) and keeps other builds out of it until the block ends."""
-    try:
-        if not folder.is_dir():
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
-            folder.chmod(0o700)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BuildError(f"the folder {folder} cannot be made: {os_reason(error)}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BusyError(
-                f"another build of the capture image in {folder} is under way", hint="wait for it to end"
-            ) from error
-        _finish_renames(folder)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _install(folder: Path, record: ImageRecord, packed: bytes) -> None:
-    new_initrd, new_record = folder / _NEW_INITRD_NAME, folder / NEW_RECORD_NAME
-    try:
-        _write(new_initrd, packed)
-        _write(new_record, record.to_json().encode())
-        written = new_initrd.read_bytes()
-        if hashlib.sha256(written).hexdigest() != record.packed_sha256:
-            raise BuildError(f"{new_initrd} does not read back as it was written", hint="check the disk")
-        verify.check_packed(written, record)
-        # The image first: its record is found under either name, see read_record.
-        os.rename(new_initrd, folder / INITRD_NAME)
-        os.rename(new_record, folder / RECORD_NAME)
-        _sync_folder(folder)
-    except OSError as error:
-        raise BuildError(
-            f"the capture image cannot be written to {folder}: {os_reason(error)}", hint=f"df -h {folder}"
-        ) from error
-    finally:
-        for path in (new_initrd, new_record):
-            path.unlink(missing_ok=True)
-
-
-def _finish_renames(folder: Path) -> None:
-    """Completes what a build that was killed had all but done."""
-    try:
-        if is_half_renamed(folder):
-            os.rename(folder / NEW_RECORD_NAME, folder / RECORD_NAME)
-            _sync_folder(folder)
-    except OSError as error:
-        raise BuildError(f"the folder {folder} cannot be written: {os_reason(error)}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # left by a build that was killed
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(handle, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,6 +23,10 @@ from kdumpd.image.record import EARLY_PATH, IMAGE_PACKAGE, MODULES_PATH, FileRec
 # The shell and its tools, for init, whatever other tools an image has.
 TOOLS = "kdumpd/bin"
 BUSYBOX_PLACES = ("/usr/bin/busybox", "/bin/busybox")
+# What depends on the kernel lies outside of /usr, so that an image for another kernel can have the same /usr; and init
+# removes each module there once it is loaded.
+MODULES = "kdumpd/modules"
+FIRMWARE = "kdumpd/firmware"
 # What init and the collector call; `applets` checks that this busybox has them.
 APPLETS = (
     *("cat", "date", "dmesg", "env", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
@@ -30,8 +34,9 @@ APPLETS = (
 )
 _HERE = Origin()
 
-_FOLDERS = ("dev", "etc/kdumpd", "proc", "root", "run", "sys", "tmp", "mnt")
+_FOLDERS = ("dev", "etc/kdumpd", MODULES, "proc", "root", "run", "sys", "tmp", "mnt")
 # Distributions merged these into /usr; the image is built merged, wherever the host's files lie.
+_IN_BASE = frozenset({".", "etc", "etc/kdumpd", "kdumpd", MODULES, FIRMWARE})
 _MERGED = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "lib32": "usr/lib32"}
 
 
@@ -81,16 +86,18 @@ class Tree:
 
 
 class Overlay(Tree):
-    """Settings alone: the folders they lie in are in the base."""
+    """Settings alone, or what depends on the kernel alone: the folders they lie in are in the base."""
 
     __slots__ = ()
 
     def add(self, entry: Entry, source: Source | None = None) -> None:
-        """Adds a file, and folders below that of the settings."""
+        """Adds a file, and folders below those of the base."""
         parent = str(PurePosixPath(entry.path).parent)
-        if parent not in ("etc/kdumpd", "etc", ".") and parent not in self.entries:
+        if parent not in _IN_BASE and parent not in self.entries:
             self.add(Entry(path=parent, mode=stat.S_IFDIR | 0o755))
         self.entries[entry.path] = entry
+        if source is not None:
+            self.sources[entry.path] = source
 
 
 def record_of(entry: Entry, source: Source | None = None) -> FileRecord:
@@ -121,12 +128,19 @@ def merged(path: str) -> str:
 
 
 def skeleton(init: Path, place: str) -> Tree:
-    """Folders, links, the console and, at `place`, the script that runs the capture."""
+    """Folders, links, the console and, at `place`, the script that runs the capture.
+
+    Where that is `init`, the image is all our own: then firmware lies in FIRMWARE, and the kernel finds it there.
+    """
     tree = Tree()
     for folder in (*_FOLDERS, *_MERGED.values()):
         tree.add(Entry(path=folder, mode=stat.S_IFDIR | 0o755))
     for name, target in _MERGED.items():
         tree.add_link(name, target)
+    if place == "init":
+        tree.add(Entry(path=FIRMWARE, mode=stat.S_IFDIR | 0o755))
+        tree.add_link("usr/lib/firmware", f"/{FIRMWARE}")
+        tree.early.add("usr/lib/firmware")
     # The kernel opens it for init before anything is mounted.
     tree.add(Entry(path="dev/console", mode=stat.S_IFCHR | 0o600, device=(5, 1)))
     data, facts = read_source(str(init))
@@ -210,35 +224,38 @@ def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origi
 
 def module_place(release: str, path: str) -> str:
     """Where in the image a module lies; `path` is relative to the folder of modules."""
-    return f"/usr/lib/modules/{release}/{path.partition('.ko')[0]}.ko"
+    return f"/{MODULES}/{release}/{path.partition('.ko')[0]}.ko"
 
 
 def add_modules(
-    tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str], root: Path = Path("/")
+    tree: Tree,
+    index: kmodules.ModuleIndex,
+    release: str,
+    paths: Sequence[str],
+    root: Path = Path("/"),
+    place: str = FIRMWARE,
 ) -> None:
-    """The kernel modules at `paths`, with the firmware that they name."""
+    """The kernel modules at `paths`, with the firmware that they name in the folder `place`."""
     for path in paths:
         source = index.folder / path
         data = kmodules.read_module(source)
         tree.add_file(module_place(release, path), str(source), data)
-        _add_firmware(tree, kmodules.module_name(path), firmware.firmware_names(data), release, root)
+        _add_firmware(tree, kmodules.module_name(path), firmware.firmware_names(data), release, root, place)
 
 
 def add_early_modules(tree: Tree, index: kmodules.ModuleIndex, release: str, paths: Sequence[str]) -> None:
     """The modules that mount the squashfs, and the list of them."""
     add_modules(tree, index, release, paths)
-    places = [module_place(release, path) for path in paths]
-    tree.early.update(place.lstrip("/") for place in places)
-    tree.add_text(EARLY_PATH, "".join(f"{place}\n" for place in places))
+    tree.add_text(EARLY_PATH, "".join(f"{module_place(release, path)}\n" for path in paths))
 
 
-def _add_firmware(tree: Tree, module: str, names: Sequence[str], release: str, root: Path) -> None:
+def _add_firmware(tree: Tree, module: str, names: Sequence[str], release: str, root: Path, place: str) -> None:
     missing = []
     for name in names:
         found = firmware.find_firmware(name, release, root)
         if found is None:
             missing.append(name)
         else:
-            tree.add_file(f"usr/lib/firmware/{name}", str(found), firmware.read_firmware(found))
+            tree.add_file(f"{place}/{name}", str(found), firmware.read_firmware(found))
     if missing:
         tree.notes.append(firmware.missing_note(module, missing))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import kdumpd
@@ -21,7 +21,7 @@ from kdumpd.host.kernels import Kernel, read_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.image import kmodules, pyclosure
 from kdumpd.image.capture import find_init
-from kdumpd.image.record import IMAGE_PACKAGE, ImageRecord, Source
+from kdumpd.image.record import IMAGE_PACKAGE, FileRecord, ImageRecord, Source
 
 _NAMED_FILES = 3
 
@@ -46,10 +46,16 @@ def freshness(
 
 def base_reasons(record: ImageRecord, kernel: Kernel) -> list[str]:
     """As `freshness`, but for the settings and for what they decide."""
-    reasons = _kernel(record, kernel)
+    return [*_kernel(record, kernel), *stock_reasons(record, record.files)]
+
+
+def stock_reasons(record: ImageRecord, files: Iterable[FileRecord]) -> list[str]:
+    """As `base_reasons`, for `files` of the image alone, whatever the kernel is."""
+    reasons = []
     if record.kdumpd_version != kdumpd.__version__:
         reasons.append(f"the image was built by kdumpd {record.kdumpd_version}, this is {kdumpd.__version__}")
-    changed = [path for path in map(_changed, _sources(record)) if path is not None]
+    sources = (file.source for file in files if file.source is not None)
+    changed = [path for path in map(_changed, sources) if path is not None]
     if changed:
         more = f" and {len(changed) - _NAMED_FILES} more" if len(changed) > _NAMED_FILES else ""
         reasons.append(f"files in the image changed on the host: {', '.join(changed[:_NAMED_FILES])}{more}")
@@ -95,10 +101,6 @@ def _kernel(record: ImageRecord, kernel: Kernel) -> list[str]:
     if record.kernel_image.path != str(kernel.image) or _changed(record.kernel_image) is not None:
         return [f"the kernel image {kernel.image} changed"]
     return []
-
-
-def _sources(record: ImageRecord) -> list[Source]:
-    return [entry.source for entry in record.files if entry.source is not None]
 
 
 def _changed(source: Source) -> str | None:

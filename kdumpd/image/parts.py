@@ -3,6 +3,8 @@
 
 - `base`, packed: what runs first, and all there is where no squashfs can be mounted
 - `payload`, as it is: a squashfs with everything below /usr
+- `kernel`, packed: modules and firmware. What is before it, the stock, is the same for each kernel, and is taken from
+  an image that there is (`reuse`). The images of other tools have this in their base
 - `overlay`, packed: the settings, /etc/kdumpd. It alone is made anew when only the configuration changed
 
 Each begins at a multiple of 512 bytes; the bytes between are zeros, which the kernel passes over.
@@ -12,28 +14,34 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import stat
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from kdumpd.errors import BuildError
 from kdumpd.image import cpio, pack, squash
+from kdumpd.image.contents import Tree
 from kdumpd.image.cpio import Entry
 from kdumpd.image.record import FileRecord, ImageRecord, Part
 
 PAYLOAD_PATH = "kdumpd/payload.squashfs"
-BASE, PAYLOAD, OVERLAY = "base", "payload", "overlay"
+BASE, PAYLOAD, KERNEL, OVERLAY = "base", "payload", "kernel", "overlay"
+STOCK = (BASE, PAYLOAD)
 _BLOCK = 512
 _REBUILD = "rebuild the image: kdumpctl rebuild"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """All but the settings: its archives, their bytes, what is in them, and sentences for whoever builds the image."""
+    """The first archives of an image, their bytes, what is in them, and sentences for whoever builds the image; the
+    first `stock_notes` of these are on the stock.
+    """
 
     parts: tuple[Part, ...]
     packed: bytes
     files: tuple[FileRecord, ...]
     notes: tuple[str, ...]
+    stock_notes: int
 
 
 def with_payload(entries: Mapping[str, Entry], early: Iterable[str]) -> dict[str, Entry]:
@@ -57,21 +65,51 @@ def write_base(entries: Mapping[str, Entry], compression: str) -> tuple[tuple[Pa
     return tuple(image.parts), bytes(image.data)
 
 
-def write_overlay(base: Base, settings: Iterable[Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
-    """The whole image: the base and the settings behind it."""
+def write_behind(base: Base, name: str, entries: Iterable[Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
+    """The archives of `base` and one more behind them, and their bytes."""
     image = _Image(list(base.parts), bytearray(base.packed))
-    image.add(OVERLAY, settings, compression)
+    image.add(name, entries, compression)
     return tuple(image.parts), bytes(image.data)
 
 
+def with_kernel(stock: Base, tree: Tree, compression: str) -> Base:
+    """The stock and behind it what depends on the kernel."""
+    archives, packed = write_behind(stock, KERNEL, tree.entries.values(), compression)
+    return Base(
+        parts=archives,
+        packed=packed,
+        files=(*stock.files, *tree.records()),
+        notes=(*stock.notes, *tree.notes),
+        stock_notes=len(stock.notes),
+    )
+
+
 def base_of(packed: bytes, record: ImageRecord, settings: Container[str]) -> Base:
-    """The base of a whole image, with the paths of what is in its overlay."""
-    kept = tuple(part for part in record.parts if part.name != OVERLAY)
+    """All of a whole image but its overlay, which has `settings`."""
+    return _first(packed, record, lambda part: part.name != OVERLAY, settings, record.notes)
+
+
+def stock_of(packed: bytes, record: ImageRecord) -> Base:
+    """What of a whole image is the same for each kernel. Raises BuildError when the rest is damaged."""
+    others = [unpack(packed, part) for part in record.parts if part.name not in STOCK]
+    paths = {entry.path for archive in others for entry in cpio.read(archive)}
+    return _first(packed, record, lambda part: part.name in STOCK, paths, record.notes[: record.stock_notes])
+
+
+def _first(
+    packed: bytes,
+    record: ImageRecord,
+    wanted: Callable[[Part], bool],
+    left_out: Container[str],
+    notes: tuple[str, ...],
+) -> Base:
+    kept = tuple(itertools.takewhile(wanted, record.parts))
     return Base(
         parts=kept,
         packed=packed[: max((part.offset + part.packed_bytes for part in kept), default=0)],
-        files=tuple(file for file in record.files if file.path not in settings),
-        notes=record.notes,
+        files=tuple(file for file in record.files if file.path not in left_out),
+        notes=notes,
+        stock_notes=min(record.stock_notes, len(notes)),
     )
 
 

@@ -18,7 +18,7 @@ from kdumpd.config.capture import CaptureConfig
 from kdumpd.config.model import Builder
 from kdumpd.errors import BuildError, ConfigError, os_reason
 
-FORMAT = 2  # 2: parts, base_key
+FORMAT = 3  # 2: parts, base_key; 3: stock_key, stock_notes
 INITRD_NAME = "initrd"
 RECORD_NAME = "image.json"
 NEW_RECORD_NAME = "image.json.new"
@@ -67,8 +67,10 @@ class Part:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """See the module. `packed_sha256` is of the file `initrd` beside the record, `modules` are in load order, `notes`
-    are sentences on what did not go as it should. `base_key` names all that decided what is in it, but for files of
-    the host and settings. `unpacked_bytes` is what it takes of memory for good, once it is unpacked.
+    are sentences on what did not go as it should, the first `stock_notes` of them on what is the same for each kernel.
+    `base_key` names all that decided what is in it, but for files of the host and settings; `stock_key` does so for
+    what is the same for each kernel, and is empty where nothing is. `unpacked_bytes` is what it takes of memory for
+    good, once it is unpacked.
     """
 
     image_id: str
@@ -85,6 +87,8 @@ class ImageRecord:
     files: tuple[FileRecord, ...]
     parts: tuple[Part, ...] = ()
     base_key: str = ""
+    stock_key: str = ""
+    stock_notes: int = 0
     builder: Builder = Builder.BUSYBOX
     builder_args: tuple[str, ...] = ()
 

@@ -253,7 +253,7 @@ def test_a_damaged_module_stops_the_build(request_for: BuildRequest) -> None:
 # Where a build is killed: in a child process, at the entrance of the function.
 _KILLED = """
 import os, pickle, sys
-from kdumpd.image import builder, squash, verify
+from kdumpd.image import builder, install, squash, verify
 squash.LEVEL = 1
 request = pickle.load(sys.stdin.buffer)
 calls = 0
@@ -276,10 +276,10 @@ builder.build(request, anew=True)
         ("squash.write", 1),
         ("squash.read", 1),
         ("builder.pack.pack", 1),
-        ("builder.os.fsync", 1),
-        ("builder.os.fsync", 2),
+        ("install.os.fsync", 1),
+        ("install.os.fsync", 2),
         ("verify.check_packed", 1),
-        ("builder.os.rename", 1),
+        ("install.os.rename", 1),
     ],
 )
 def test_a_build_killed_before_the_end_leaves_the_old_image(
@@ -296,7 +296,7 @@ def test_a_build_killed_between_the_renames_has_its_image_whole_and_the_next_one
     image: tuple[Path, ImageRecord], built: Built
 ) -> None:
     folder, _ = image
-    request = _build_killed(built[0], folder, "builder.os.rename", 2)
+    request = _build_killed(built[0], folder, "install.os.rename", 2)
     new = check(folder)
     assert new.capture == request.capture
     assert "image.json.new" in os.listdir(folder)

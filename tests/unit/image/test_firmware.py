@@ -42,7 +42,7 @@ def test_what_is_there_is_unpacked_and_what_is_not_is_noted(tmp_path: Path) -> N
     )
     tree = Tree()
     add_modules(tree, index, "6.1.0", ["kernel/card.ko"], tmp_path)
-    assert tree.entries["usr/lib/firmware/a/one.bin"].content == b"firmware one"
+    assert tree.entries["kdumpd/firmware/a/one.bin"].content == b"firmware one"
     assert tree.notes == ["the driver card names firmware that is not on this machine: two.fw"]
 
 

@@ -124,6 +124,6 @@ def test_a_target_that_needs_other_modules_is_told(built: Built) -> None:
     targets = (dataclasses.replace(request.targets[0], block=block),)
     fresh = freshness(record, request.capture, request.kernel, targets, Path("/"))
     assert fresh == ()
-    stale = dataclasses.replace(record, modules=("/usr/lib/modules/x/kernel/fs/ext4/ext4.ko",))
+    stale = dataclasses.replace(record, modules=("/kdumpd/modules/x/kernel/fs/ext4/ext4.ko",))
     (reason,) = freshness(stale, request.capture, request.kernel, targets, Path("/"))
     assert reason == "the target needs the modules libcrc32c xfs now"

@@ -124,7 +124,7 @@ def _without(part: str) -> Callable[[dict[str, Entry]], None]:
         ("/libz.so.1", r"library libz\.so\.1, which /usr/.* needs, is not inside"),
         ("/libblas.so.3", r"library libblas\.so\.3, which .* needs"),
         ("ld-linux", r"the loader /.*ld-linux.*, which .* needs, is not inside"),
-        ("xfs.ko", r"kernel module /usr/lib/modules/.*/xfs\.ko is listed but not inside"),
+        ("xfs.ko", r"kernel module /kdumpd/modules/.*/xfs\.ko is listed but not inside"),
         ("usr/bin/python3", r"/usr/bin/python3 is missing"),
         ("kdumpd/bin/busybox", r"the link /(usr|kdumpd)/bin/.* leads to /kdumpd/bin/busybox, which is not inside"),
         ("collector/__main__", r"collector/__main__\.pyc is missing"),
