@@ -130,9 +130,10 @@ def page_counts(found: Classification) -> dict[str, int]:
 def summary(size_bytes: int, pages: Mapping[str, int], seconds: float) -> str:
     """How big, how long, what was left out: for the last line that a person sees."""
     left_out = [f"{size_text(pages[name] * PAGE_SIZE)} {words}" for name, words in _CLASSES.items() if pages.get(name)]
+    lost = f", {pages['unreadable']} that could not be read are zero" if pages.get("unreadable") else ""
     return (
         f"{size_text(size_bytes)} in {seconds:.1f} s, {pages.get('kept', 0)} of {pages.get('total', 0)} pages kept"
-        f" ({pages.get('zero', 0)} of them zero), left out: {', '.join(left_out) or 'nothing'}"
+        f" ({pages.get('zero', 0)} of them zero{lost}), left out: {', '.join(left_out) or 'nothing'}"
     )
 
 

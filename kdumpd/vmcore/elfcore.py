@@ -62,6 +62,12 @@ class ElfCore(CrashedMemory):
         believed = tuple(each for each in self.segments if each.paddr + each.filesz <= limit)
         if self.incomplete:
             incomplete = (f"{path} is incomplete; pages that were lost are zero in it, or left out",)
+        in_proc = _is_in_proc(self._fd)
+        # The kernel's own files have no end that could be cut off.
+        cut = 0 if in_proc else _cut_bytes(believed, self.size)
+        if cut:
+            self.incomplete = True
+            incomplete = (*incomplete, f"{path} is cut short: {cut} bytes that its headers name are missing")
         unbelieved = (
             f"a segment of {each.filesz:#x} bytes at physical {each.paddr:#x} is not believed and left out"
             for each in self.segments
@@ -74,7 +80,7 @@ class ElfCore(CrashedMemory):
         # A page of a mapping that cannot be read is a signal that kills: a disk that fails, a file that is cut under
         # the mapping. In /proc/vmcore neither happens: all pages are there as soon as they are mapped, and read(2)
         # is slow. Everything else is read.
-        self._can_map = _is_in_proc(self._fd)
+        self._can_map = in_proc
 
     def close(self) -> None:
         """Gives the file and its mappings back; views that are still held keep their window."""
@@ -222,6 +228,11 @@ def _is_in_proc(fd: int) -> bool:
         return os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
     except OSError:
         return False
+
+
+def _cut_bytes(segments: tuple[Segment, ...], file_size: int) -> int:
+    """How many bytes of the segments lie behind the end of the file."""
+    return sum(max(0, min(each.filesz, each.offset + each.filesz - file_size)) for each in segments)
 
 
 def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...]:

@@ -62,8 +62,8 @@ class CrashedMemory(abc.ABC):
     Whoever derives from it sets the attributes before anything else is called. `machine` is the name that uname(2)
     has for the architecture, `extents` do not overlap and ascend, `holes` are ranges [start, end) of page frames that
     the machine had and that were left out when the file was written, `phys_base` is what the file itself says of it,
-    `incomplete` whether it says that pages are missing which it should have, `doubts` are sentences on what the file
-    says and was not believed.
+    `incomplete` whether pages are missing that it should have, by what it says or by where it ends, `doubts` are
+    sentences on what the file says and was not believed.
     """
 
     path: Path

@@ -25,14 +25,15 @@ from lab import tools
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "vmcore"))
 
-from fake_kernel import FOLIO, MIDDLE, NEW, OLD, FakeKernel  # its folder has to be found first
+from dump_check import check  # its folder has to be found first
+from fake_kernel import FOLIO, MIDDLE, NEW, OLD, FakeKernel
 
 from kdumpd.collector.dump import Outcome, write_dump
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import FAULT, Source
 from kdumpd.dumpfile.diskdump import Codec
-from kdumpd.dumpfile.reader import DiskdumpReader, verify
+from kdumpd.dumpfile.reader import DiskdumpReader
 from kdumpd.errors import KdumpError
 from kdumpd.targets.files import CrashDirectory
 
@@ -126,6 +127,7 @@ def info_lines(damage: Damage, chance: random.Random) -> None:
 
 
 def truncated(damage: Damage, chance: random.Random) -> None:
+    """Then the dump is incomplete, and says so."""
     damage.size = chance.randrange(HEAD, damage.size)
 
 
@@ -164,7 +166,7 @@ def dump(core: Path, folder: Path) -> str | None:
                 write_dump(source, file, Outcome(), DumpOptions(levels=(31,), codec=Codec.ZSTD), quiet)
             # The net under the checks must not be what caught it.
             assert not [note for note in source.notes if FAULT in note]
-            verify(directory.path / "out")
+            check(directory.path / "out", incomplete=source.core.incomplete)
     except KdumpError as error:
         return str(error)
     return None

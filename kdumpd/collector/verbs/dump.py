@@ -121,7 +121,7 @@ def _to_stdout(options: CollectorOptions, console: Console) -> int:
         sink = _stream(OutputStream(_STDOUT_FD, "standard output"), options)
         _write(source, sink, outcome, options, console)
         if source.core.incomplete:
-            raise IncompleteError(f"{vmcore} says of itself that it is incomplete, and so does what was made of it")
+            raise IncompleteError(f"{vmcore} is incomplete, and what was made of it says so")
         _tell(source, "standard output", outcome, options, console, time.monotonic() - began)
     return 0
 

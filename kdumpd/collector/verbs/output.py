@@ -82,7 +82,7 @@ class Output:
         """Raises IncompleteError when any are named that were read and were `incomplete`."""
         if incomplete:
             names = " and ".join(incomplete)
-            raise IncompleteError(f"{names} said of itself that it is incomplete; {self.partial} holds what there is")
+            raise IncompleteError(f"{names} is incomplete; {self.partial} holds what there is")
 
     def commit(self) -> None:
         """Gives the file its name and makes that durable. Raises TargetError; the file then keeps its other name."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dump_check import check
 from fake_kernel import NEW, OLD, FakeKernel
 
 from kdumpd.collector.dump import Outcome, write_dump
@@ -17,7 +18,6 @@ from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import FAULT, Source
 from kdumpd.dumpfile.diskdump import Codec
-from kdumpd.dumpfile.reader import verify
 from kdumpd.errors import KdumpError
 from kdumpd.targets.files import CrashDirectory
 
@@ -44,7 +44,7 @@ def dump(core: Path, folder: Path) -> bool:
                 return False
     # The net under the checks must not be what caught it.
     assert not [note for note in source.notes if FAULT in note]
-    verify(directory.path / "out")
+    check(directory.path / "out", incomplete=source.core.incomplete)
     return True
 
 

@@ -134,7 +134,7 @@ def test_pages_that_an_incomplete_dump_lost_are_left_out_not_made_up(
 
     reason = refused("-d", "0", "-z", tmp_path / "cut", tmp_path / "again")
     made = tmp_path / "again.incomplete"
-    assert reason == f"{tmp_path / 'cut'} said of itself that it is incomplete; {made} holds what there is"
+    assert reason == f"{tmp_path / 'cut'} is incomplete; {made} holds what there is"
     assert not (tmp_path / "again").exists()
     assert set(pages(made)) == there
     with DiskdumpReader(made) as dump:

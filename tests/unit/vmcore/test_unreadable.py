@@ -78,3 +78,14 @@ def test_holes_between_extents_are_bad(core: Path) -> None:
         out = np.full((5, PAGE), 0xEE, dtype=np.uint8)
         assert memory.read_pages(pfns, out).tolist() == [2, 3, 4]
         assert not out[2:].any()
+
+
+def test_a_core_that_was_cut_is_incomplete(core: Path) -> None:
+    with ElfCore(core) as memory:
+        assert not memory.incomplete
+        assert not memory.doubts
+    os.truncate(core, core.stat().st_size - 3 * PAGE + 100)
+    with ElfCore(core) as memory:
+        assert memory.incomplete
+        assert any(f"cut short: {3 * PAGE - 100} bytes" in doubt for doubt in memory.doubts)
+        assert not memory.has(PAGES - 1)
