@@ -174,6 +174,7 @@ class _Run:
         self._until = until
         if self._source is not None:
             self._source.steps.clear()  # they tell of the target before
+        progress.begin_again(1)  # only the log was read
         try:
             progress.phase(f"reaching {destination}")
             target = self._target(destination, places.mountpoint, places)

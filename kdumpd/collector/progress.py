@@ -60,6 +60,11 @@ class Progress:
         print(f"{clear}[kdumpd] {text}", file=self._stream, flush=True)
         self.alive()
 
+    def begin_again(self, phase: int) -> None:
+        """Back to the end of phase number `phase`, with nothing saved yet: for another target."""
+        self._phase = phase
+        self._so_far = (0, 0)
+
     def phase(self, name: str) -> None:
         """Begins the next phase."""
         self._phase += 1

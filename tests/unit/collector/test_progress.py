@@ -60,6 +60,17 @@ def test_a_terminal_gets_one_line(clock: list[float]) -> None:
     assert text.endswith("\r\x1b[K[kdumpd] SAVED\n")
 
 
+def test_another_target_begins_with_nothing_saved(clock: list[float]) -> None:
+    stream = Terminal()
+    progress = Progress(2, stream=stream)
+    run(progress, clock, 5, 5.0)
+    progress.begin_again(1)
+    progress.phase("writing elsewhere")
+    clock[0] += 1
+    progress.step(256, 512, MIB, MIB)
+    assert "2/2 writing elsewhere  50 %  1 MiB/s  ETA 0:01  1.0M -> 1.0M" in stream.getvalue()
+
+
 def test_the_least_available_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([500, 300, 400])
     monkeypatch.setattr(progressing, "available_memory", lambda: next(found))
