@@ -17,6 +17,7 @@ import kdumpd
 STYLES = ("short", "pretty", "off")
 BUILDERS = ("busybox",)
 DISKS = ("usb", "mmc", "nvme", "virtio", "ata")
+ACCELS = ("kvm", "tcg")
 ARCHES = ("arm64", "amd64", "aarch64", "x86_64")
 
 _Add = Callable[[argparse.ArgumentParser], None]
@@ -86,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb("verify", "crashes:verify_crash", "check the files of one crash against their checksums", add=_crash)
     verb("decrypt", "decrypt:run", "make an encrypted crash readable, with the private key", add=_decrypt)
     verb("test", "crash_test:crash", "CRASH this machine, to see whether a dump comes", add=_force)
+    verb("rehearse", "rehearse:run", "crash a scratch machine with what is loaded, and check its dump", add=_rehearse)
     verb("load", "actions:run", "build the capture image if needed, and load it", "start")
     verb("unload", "actions:run", "unload the capture kernel until `load` is given", "stop")
     verb("reload", "actions:run", "read kdump.conf again, build if needed, and load again", "restart")
@@ -139,6 +141,10 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="without a question")
+
+
+def _rehearse(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--accel", choices=ACCELS, help="how QEMU runs the machine; default: kvm where it works")
 
 
 def _propagate(parser: argparse.ArgumentParser) -> None:

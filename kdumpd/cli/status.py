@@ -90,6 +90,7 @@ _CHECKS = (
         ),
         "loaded",
     ),
+    _Check("rehearsed", frozenset({"rehearsal-failed"}), "rehearsed"),
     _Check("proven", frozenset(), "proven"),
 )
 # Reasons that tell something without making a line fail.
@@ -104,7 +105,7 @@ _NOTES = frozenset(
         "target-degraded",
         "raw-waiting",
     }
-    | {"image-appraised", "oops-not-captured", "crash-without-dump", _UNPROVEN}
+    | {"image-appraised", "oops-not-captured", "crash-without-dump", "rehearsal-failed", _UNPROVEN}
 )
 
 
@@ -174,6 +175,7 @@ def from_service(properties: Mapping[str, Any]) -> Report:
         "hotplug": "Hotplug",
         "last_capture": "LastCapture",
         "last_test": "LastTest",
+        "last_rehearsal": "LastRehearsal",
         "reasons": "Reasons",
     }
     # A service that was not started again after an upgrade may lack what is new.
@@ -269,6 +271,16 @@ def _test_text(test: Mapping[str, Any]) -> str:
     return f"crashed on request {output.moment(test['time_usec'])}: {left}"
 
 
+def _rehearsal_text(report: Report, sign: str) -> str:
+    if report.fields["state"] == "proven":
+        return "a real crash was captured, which shows more"
+    if sign != "good":
+        return "this image was not tried in a scratch machine yet"
+    last = report.fields.get("last_rehearsal") or {}
+    exchanged = f"; exchanged: {last['exchanged']}" if last.get("exchanged") else ""
+    return f"a scratch machine delivered a dump {output.moment(last.get('time_usec', 0))}{exchanged}"
+
+
 def _reached(report: Report, rung: str) -> bool:
     state = report.fields["state"]
     return state in _LADDER and _LADDER.index(state) >= _LADDER.index(rung)
@@ -288,6 +300,8 @@ def _good_text(label: str, sign: str, report: Report) -> str:
         return "the capture kernel can reach it"
     if label == "image":
         return str(fields["image_path"]) if fields["image_id"] else "none yet"
+    if label == "rehearsed":
+        return _rehearsal_text(report, sign)
     if label == "loaded":
         return f"since {output.moment(fields['loaded_since_usec'])}" if sign == "good" else "no"
     return "this image has saved a crash" if sign == "good" else "this image has not saved a crash yet"

@@ -130,7 +130,7 @@ def _readme(folder: Folder) -> str:
 
 def loader_program() -> bytes:
     """`kdumpd-load`: the loader with all that it imports of kdumpd, as a program in one file (zipapp)."""
-    files = _closure(_STEM)
+    files = program_sources(_STEM)
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
         main = f"import sys\nfrom {_STEM} import main\nsys.exit(main())\n"
@@ -143,7 +143,7 @@ def loader_program() -> bytes:
     return b"#!/usr/bin/python3 -IS\n" + body.getvalue()
 
 
-def _closure(module: str) -> dict[str, Path]:
+def program_sources(module: str) -> dict[str, Path]:
     """The sources of kdumpd that `module` imports, itself and the packages above them; by their path in the archive."""
     top = pyclosure.PACKAGE_DIR.parent
     found: dict[str, Path] = {}

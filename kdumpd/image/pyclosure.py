@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,13 @@ def find_closure(
             f" ({answer['wanted']}: {answer['why']})",
             hint="install python3-numpy and python3-zstandard, or the kdumpd package again",
         )
+    note = f"the image holds all of numpy, as it does not load in part: {reason}"
+    return dataclasses.replace(
+        _closure(answer, own_files(package_dir), package_dir), notes=() if reason is None else (note,)
+    )
+
+
+def _closure(answer: Any, own: Sequence[Path], package_dir: Path) -> PythonClosure:
     files: dict[str, str | None] = answer["files"]
     foreign = {path: cached for path, cached in files.items() if not _is_below(path, package_dir)}
     return PythonClosure(
@@ -172,10 +180,30 @@ def find_closure(
         sources={path: cached for path, cached in sorted(foreign.items()) if path.endswith(".py")},
         extensions=tuple(sorted(path for path in foreign if not path.endswith((".py", ".pyc")))),
         mapped=tuple(answer["mapped"]),
-        own=own_files(package_dir),
+        own=tuple(own),
         left_out=tuple(sorted(answer["left_out"].values())),
-        notes=() if reason is None else (f"the image holds all of numpy, as it does not load in part: {reason}",),
     )
+
+
+def find_program(module: str, own: Sequence[Path], interpreter: str = INTERPRETER) -> PythonClosure:
+    """What another program than the collector needs: `module`, which with all it imports of kdumpd lies in `own`.
+
+    Raises BuildError naming a module that is missing.
+    """
+    wanted = [name for name in RUNTIME_MODULES if name not in ("numpy", "zstandard")]
+    late = {name: names for name, names in imports_in(own).items() if name.partition(".")[0] in sys.stdlib_module_names}
+    request = {
+        "called": [],
+        "path": [str(PACKAGE_DIR.parent)],
+        "left_out": (),
+        "stand_in": str(LEFT_OUT),
+        "needed": [*wanted, module],
+        "optional": list(late.items()),
+    }
+    answer = run_python(interpreter, _PROBE, request, f"finding the Python modules of {module}")
+    if "missing" in answer:
+        raise BuildError(f"Python module {answer['missing']} is missing ({answer['wanted']}: {answer['why']})")
+    return _closure(answer, own, PACKAGE_DIR)
 
 
 def own_files(package_dir: Path = PACKAGE_DIR) -> tuple[Path, ...]:

@@ -122,8 +122,8 @@ class Engine:
         """Something about the machine is not what it was: look at it soon, and act once it is quiet.
 
         Any thread may call it, the main loop's too; it returns at once. `what` is a kind: config, kernel, files (that
-        went into the image), image, mounts, block, cpu, memory, crashes, hook (a kernel comes or goes), loaded, sysctl,
-        reservation, boot (the boot loader's files), silent (found by reading), hour (none that is known).
+        went into the image), image, mounts, block, cpu, memory, crashes, rehearsal, hook (a kernel comes or goes),
+        loaded, sysctl, reservation, boot (the boot loader's files), silent (found by reading), hour (none known).
         """
         self._worker.changed(what)
 

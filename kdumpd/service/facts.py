@@ -28,6 +28,7 @@ from kdumpd.service.missed import read_test
 from kdumpd.service.model import Code, Facts, Failure, LastCapture, LoadedRecord, Surroundings, Trouble
 from kdumpd.service.places import Places
 from kdumpd.service.records import HoldFile, LoadedFile
+from kdumpd.service.rehearsed import read_rehearsal
 
 
 def gather(
@@ -93,6 +94,7 @@ def gather(
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=captured,
             last_test=read_test(places.state_dir),
+            last_rehearsal=read_rehearsal(places.state_dir),
         ),
         missed=missed,
         cmdline=wanted_cmdline(config, machine, reservation.size_bytes - need.total_bytes, root),

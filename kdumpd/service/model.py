@@ -29,7 +29,7 @@ class Rung(enum.StrEnum):
     UNLOADED = "unloaded"
     LOADED = "loaded"
     LOADED_STALE = "loaded-stale"
-    REHEARSED = "rehearsed"  # earned by booting the image in a scratch machine; nothing in this version does so
+    REHEARSED = "rehearsed"
     PROVEN = "proven"
 
     @property
@@ -69,6 +69,7 @@ class Code(enum.StrEnum):
     HARDWARE_CHANGED = "hardware-changed"
     OLD_SETTINGS_LOADED = "old-settings-loaded"
     NOT_PROVEN = "not-proven"
+    REHEARSAL_FAILED = "rehearsal-failed"
     NEXT_BOOT_UNRESERVED = "next-boot-unreserved"
     NEXT_BOOT_DIFFERS = "next-boot-differs"
     CMA_IGNORED = "cma-ignored"
@@ -206,6 +207,49 @@ class LastTest:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LastRehearsal:
+    """The last rehearsal in a scratch machine, of the pair that the sums and the command line name.
+
+    `problem` says why no dump came of it, empty when one did. `exchanged` are half sentences on what was not as in this
+    machine. `time_usec` is of CLOCK_REALTIME; sizes are bytes, 0 where they are not known.
+    """
+
+    release: str
+    image_id: str
+    initrd_sha256: str
+    kernel_sha256: str
+    cmdline: str
+    time_usec: int
+    seconds: float
+    accel: str
+    problem: str = ""
+    exchanged: tuple[str, ...] = ()
+    reserved_bytes: int = 0
+    dump_bytes: int = 0
+    lowest_available_bytes: int = 0
+
+    def is_of(self, loaded: LoadedRecord) -> bool:
+        """True for the very kernel, image and command line that are loaded."""
+        mine = (self.image_id, self.initrd_sha256, self.kernel_sha256, self.cmdline)
+        # A kernel whose sum nobody knows is no kernel that was tried.
+        return mine == (loaded.image_id, loaded.initrd_sha256, loaded.kernel_sha256 or None, loaded.cmdline)
+
+    def known(self) -> dict[str, str | int]:
+        """What there is to say, by name."""
+        fields: dict[str, str | int] = {
+            "outcome": "failed" if self.problem else "complete",
+            "image_id": self.image_id,
+            "time_usec": self.time_usec,
+            "took_usec": int(self.seconds * 1e6),
+            "problem": self.problem,
+            "exchanged": "; ".join(self.exchanged),
+            "dump_bytes": self.dump_bytes,
+            "lowest_available_bytes": self.lowest_available_bytes,
+        }
+        return {name: value for name, value in fields.items() if value not in ("", 0)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What is worth knowing, and where it bodes ill a reason, but decides no rung of its own (fadump and topology do).
 
@@ -228,6 +272,7 @@ class Surroundings:
     raw_waiting: tuple[str, ...] = ()
     last_capture: LastCapture | None = None
     last_test: LastTest | None = None
+    last_rehearsal: LastRehearsal | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

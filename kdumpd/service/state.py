@@ -91,10 +91,18 @@ def _loaded(facts: Facts) -> State:
         return State(rung=Rung.LOADED_STALE, reasons=reasons + tuple(_beside(facts)))
     if record.image_id in facts.proven_images:
         return State(rung=Rung.PROVEN, reasons=tuple(_beside(facts)))
+    rehearsal = facts.around.last_rehearsal
+    if rehearsal is not None and rehearsal.is_of(record) and not rehearsal.problem:
+        unproven = Reason(
+            code=Code.NOT_PROVEN,
+            sentence="This very image delivered a dump in a scratch machine, but has captured no crash of this one yet",
+            cure="when the machine may go down: kdumpctl test",
+        )
+        return State(rung=Rung.REHEARSED, reasons=(*_beside(facts), unproven))
     unproven = Reason(
         code=Code.NOT_PROVEN,
         sentence="The capture kernel is loaded, but no crash has been captured with this very image yet",
-        cure="when the machine may go down: kdumpctl test",
+        cure="in a scratch machine: kdumpctl rehearse; or, when this one may go down: kdumpctl test",
     )
     return State(rung=Rung.LOADED, reasons=(*_beside(facts), unproven))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from kdumpd.service.model import Facts, LastCapture, LastTest, Reason, State
+from kdumpd.service.model import Facts, LastCapture, LastRehearsal, LastTest, Reason, State
 from kdumpd.service.state import decide
 
-_NESTED = frozenset({"state", "triggers", "last_capture", "last_test"})
+_NESTED = frozenset({"state", "triggers", "last_capture", "last_test", "last_rehearsal"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Status:
     hotplug: tuple[str, ...]
     last_capture: LastCapture | None
     last_test: LastTest | None
+    last_rehearsal: LastRehearsal | None
 
     def to_dict(self) -> dict[str, object]:
         """Flat and plain, for --json."""
@@ -50,6 +51,7 @@ class Status:
             "triggers": dict(self.triggers),
             "last_capture": {} if self.last_capture is None else self.last_capture.known(),
             "last_test": {} if self.last_test is None else self.last_test.known(),
+            "last_rehearsal": {} if self.last_rehearsal is None else self.last_rehearsal.known(),
             "reasons": [_reason(reason) for reason in self.state.reasons],
         }
 
@@ -85,4 +87,5 @@ def make_status(facts: Facts, *, activity: str = "") -> Status:
         ),
         last_capture=around.last_capture,
         last_test=around.last_test,
+        last_rehearsal=around.last_rehearsal,
     )

@@ -18,6 +18,13 @@ def warnings(facts: Facts) -> Iterator[Reason]:
     """One reason for each thing that bodes ill."""
     yield from _next_boot(facts)
     yield from _target(facts)
+    rehearsal = facts.around.last_rehearsal
+    if rehearsal is not None and rehearsal.problem and facts.loaded is not None and rehearsal.is_of(facts.loaded):
+        yield Reason(
+            code=Code.REHEARSAL_FAILED,
+            sentence=f"In a scratch machine no good dump came of what is loaded: {rehearsal.problem}",
+            cure="look into /var/lib/kdumpd/rehearsal.log; then: kdumpctl rehearse",
+        )
     if facts.around.cma_missing:
         yield Reason(
             code=Code.CMA_IGNORED,

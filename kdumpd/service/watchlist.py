@@ -19,6 +19,7 @@ from kdumpd.host.nextboot import BOOT_FILES, BOOT_FOLDERS
 from kdumpd.host.reservation import SIZE_PATHS
 from kdumpd.host.sysctl import SYSCTL_PATHS
 from kdumpd.service.places import Places
+from kdumpd.service.rehearsed import REHEARSAL_NAME
 
 _FOLDER = (
     inotify.CREATE
@@ -59,6 +60,7 @@ def watch_list(places: Places, release: str, *, crashes: Path | None, sources: I
         *(rule for path in BOOT_FOLDERS for rule in _entries(below(root, path), "boot")),
         *(rule for path in _LINKS for rule in _entries(below(root, path), "block")),
         *_entries(places.state_dir / release, "image"),
+        _file(places.state_dir / REHEARSAL_NAME, "rehearsal"),
         *(() if crashes is None else _entries(crashes, "crashes")),
         *_sources(sources),
         *_values(root),

@@ -57,6 +57,7 @@ def test_properties(service: Service, machine: FakeMachine) -> None:
         "Hotplug": [],
         "LastCapture": {},
         "LastTest": {},
+        "LastRehearsal": {},
     }
 
 

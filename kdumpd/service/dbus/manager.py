@@ -23,7 +23,7 @@ from kdumpd.service.dbus.text import clean
 from kdumpd.service.dbus.tree import Interfaces, Tree
 from kdumpd.service.dbus.xml import introspection_xml
 from kdumpd.service.jobs import Job
-from kdumpd.service.model import LastCapture, LastTest, Reason
+from kdumpd.service.model import LastCapture, LastRehearsal, LastTest, Reason
 from kdumpd.service.status import Status
 
 INTERFACE = "org.kdumpd.Kdump1.Manager"
@@ -166,6 +166,7 @@ def _properties(status: Status) -> dict[str, Any]:
         "Hotplug": list(status.hotplug),
         "LastCapture": status.last_capture,
         "LastTest": status.last_test,
+        "LastRehearsal": status.last_rehearsal,
     }
 
 
@@ -173,12 +174,12 @@ def _packed(name: str, value: Any) -> Any:
     """As the signature in the XML wants it."""
     if name == "Reasons":
         return [_reason(reason) for reason in value]
-    if name in ("LastCapture", "LastTest"):
+    if name in ("LastCapture", "LastTest", "LastRehearsal"):
         return {} if value is None else _known(value)
     return value
 
 
-def _known(what: LastCapture | LastTest) -> dict[str, GLib.Variant]:
+def _known(what: LastCapture | LastTest | LastRehearsal) -> dict[str, GLib.Variant]:
     return {
         name: GLib.Variant("s", clean(value)) if isinstance(value, str) else GLib.Variant("t", value)
         for name, value in what.known().items()

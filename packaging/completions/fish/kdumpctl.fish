@@ -12,7 +12,7 @@ function __kdumpctl_kernels
     end
 end
 
-set -l verbs status why-stale watch list info verify decrypt test load start unload stop reload restart rebuild show-config \
+set -l verbs status why-stale watch list info verify decrypt test rehearse load start unload stop reload restart rebuild show-config \
     check-config import-config estimate showmem get-default-crashkernel reset-crashkernel reservation propagate test-target build \
     kernel-hook
 set -l none "not __fish_seen_subcommand_from $verbs"
@@ -31,6 +31,7 @@ complete -c kdumpctl -n $none -a info -d 'all about one crash'
 complete -c kdumpctl -n $none -a verify -d 'check the files of one crash'
 complete -c kdumpctl -n $none -a decrypt -d 'make an encrypted crash readable'
 complete -c kdumpctl -n $none -a test -d 'CRASH this machine'
+complete -c kdumpctl -n $none -a rehearse -d 'crash a scratch machine instead'
 complete -c kdumpctl -n $none -a 'load start' -d 'build if needed, and load'
 complete -c kdumpctl -n $none -a 'unload stop' -d 'unload the capture kernel'
 complete -c kdumpctl -n $none -a 'reload restart' -d 'read kdump.conf again'
@@ -55,6 +56,7 @@ complete -c kdumpctl -n '__fish_seen_subcommand_from import-config' -l force -d 
 complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -F
 complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s i -l identity -rF -d 'the private key'
 complete -c kdumpctl -n '__fish_seen_subcommand_from decrypt' -s o -l output -d 'where the files go' -xa '(__fish_complete_directories)'
+complete -c kdumpctl -n '__fish_seen_subcommand_from rehearse' -l accel -d 'how the machine is run' -xa 'kvm tcg'
 complete -c kdumpctl -n '__fish_seen_subcommand_from test' -l force -d 'without a question'
 complete -c kdumpctl -n '__fish_seen_subcommand_from reservation; and not __fish_seen_subcommand_from show set' -a 'show set'
 complete -c kdumpctl -n '__fish_seen_subcommand_from propagate' -l yes -d 'pin the host key unseen'
