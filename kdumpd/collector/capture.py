@@ -39,6 +39,7 @@ from kdumpd.dumpfile.manifest import (
     Manifest,
     Result,
 )
+from kdumpd.dumpfile.stored import PlainFile, Stored
 from kdumpd.errors import DumpFormatError, KdumpError, os_reason
 from kdumpd.targets.choose import make_target
 from kdumpd.targets.local import DEVICE_DEADLINE_SEC
@@ -101,7 +102,9 @@ def _capture(places: Places, orders: Orders, progress: Progress, answers: Answer
     name = folder_name(settings.layout, settings.hostname, crash_time or started // 1_000_000)
     if any(getattr(place, "fstype", "") == "vfat" for place in settings.destinations):
         name = name.replace(":", "-")  # which FAT has for drives
-    run = _Run(settings, progress, image_id(places.image), started, source, trouble, lines, answers, places.kmsg)
+    run = _Run(
+        settings, progress, image_id(places.image), started, source, trouble, lines, answers, places.kmsg, places.vmcore
+    )
     if all(isinstance(place, LocalDestination | NfsDestination) for place in settings.destinations):
         # Other names are for people who look at filesystems; elsewhere kdumpd looks for its own.
         run.names = file_names(settings.layout, name)
@@ -146,6 +149,7 @@ class _Run:
         lines: list[str],
         answers: Answers = Answers(None),  # noqa: B008 # it says nothing
         kmsg: Path | None = None,
+        vmcore: Path = Path("/proc/vmcore"),
     ) -> None:
         """`started` in microseconds since 1970. `source` is None when the memory cannot be read at all, for which
         `trouble` is the reason. `log_is_safe` is called when the log lies on a target, `notes` go into each manifest,
@@ -161,6 +165,7 @@ class _Run:
         self._panic = panic_line(lines)
         self._answers = answers
         self._kmsg = kmsg
+        self._vmcore = vmcore
         self._until: float | None = None
         self.names: Mapping[str, str] = {}
         self.notes: list[str] = []
@@ -315,8 +320,15 @@ class _Run:
         try:
             with self._limited():
                 with store.create_file(INCOMPLETE_NAME) as file:
-                    write_dump(source, file, outcome, options, self._progress)
+                    if self._dump.external:
+                        from kdumpd.collector.external import run_external
+
+                        run_external(self._dump.external, self._vmcore, file, outcome, self._progress)
+                    else:
+                        write_dump(source, file, outcome, options, self._progress)
                 stored = store.stored(INCOMPLETE_NAME) if options.verify else None
+                if stored is not None and self._dump.external:
+                    stored = self._summed(store, stored, outcome)
                 if stored is not None:
                     check_dump(stored, source, outcome, options, self._progress)
                     self._compare(store, outcome)
@@ -328,6 +340,19 @@ class _Run:
         except Exception as error:  # a fault of ours must still leave the log, the manifest and its own name
             return f"{INTERNAL_FAULT}: {error!r}"
         return None
+
+    def _summed(self, store: Store, stored: Stored, outcome: Outcome) -> Stored | None:
+        """Takes the checksum of what another program has written. The file to be checked; None where its format is not
+        known."""
+        from kdumpd.collector.external import checksums, known_format
+
+        with contextlib.closing(stored):
+            if isinstance(stored, PlainFile):  # what lies elsewhere is not fetched for that
+                outcome.regions = checksums(stored, self._progress)
+            if not known_format(stored):
+                outcome.notes.append("what it wrote is no dump that kdumpd can check")
+                return None
+        return store.stored(INCOMPLETE_NAME)
 
     def _compare(self, store: Store, outcome: Outcome) -> None:
         """Asks the other end of a connection for the checksums. Raises DumpFormatError when they are others."""

@@ -59,7 +59,7 @@ class DumpOptions:
 def with_usable_codec(settings: DumpSettings, notes: list[str]) -> DumpSettings:
     """`settings`, with zstd and a note where the library for their codec is missing: any dump beats none."""
     codec = CODECS[settings.compression]
-    if codec in (Codec.LZO, Codec.SNAPPY):
+    if not settings.external and codec in (Codec.LZO, Codec.SNAPPY):
         try:
             packer(codec)
         except UnsupportedError as error:

@@ -334,10 +334,25 @@ def parse_core_collector(value: str) -> CollectorOptions:
     program, *words = value.split() or [""]
     reader = _Reader(words, in_config=True)
     if program.rpartition("/")[2] not in PROGRAMS:
-        reader.problems.append(f"core_collector '{program}' is not available; use makedumpfile's options")
+        reader.problems.append(
+            f"core_collector '{program}' is not available; use makedumpfile's options, or external {program}"
+        )
         return CollectorOptions(problems=tuple(reader.problems))
     options = reader.read()
     if options.operands:
         problem = f"core_collector has the word '{options.operands[0]}', which is no option"
         options = dataclasses.replace(options, operands=(), problems=(*options.problems, problem))
     return options
+
+
+def external_collector(words: Sequence[str]) -> DumpSettings:
+    """What follows `core_collector external`: a program, by its name or its path, and its arguments without file names.
+    Raises ValueError."""
+    if not words or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*|/[^\s\x00-\x1f]+", words[0]):
+        raise ValueError("core_collector external is followed by a program's name or path, and its arguments")
+    if ".." in words[0].split("/"):
+        raise ValueError(f"'{words[0]}' has '..' in it")
+    known = parse_core_collector(" ".join(words))
+    # For the manifest, where level and compression can be known; it is the program that has to understand all of it.
+    dump = known.dump if not known.problems else DumpSettings()
+    return dataclasses.replace(dump, external=tuple(words), checksums=True, verify=True)

@@ -13,7 +13,13 @@ from collections.abc import Callable, Mapping
 
 from kdumpd.config import building, loading
 from kdumpd.config.age_keys import recipient_keys
-from kdumpd.config.core_collector import COMPRESSION_LEVELS, MAX_LEVEL, MAX_THREADS, parse_core_collector
+from kdumpd.config.core_collector import (
+    COMPRESSION_LEVELS,
+    MAX_LEVEL,
+    MAX_THREADS,
+    external_collector,
+    parse_core_collector,
+)
 from kdumpd.config.layout import Layout, host_label
 from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, DumpSettings, OnUnload
 from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, switch, whole_number, words
@@ -38,6 +44,8 @@ def _path(value: str) -> Changes:
 
 
 def _core_collector(value: str) -> Changes:
+    if value.split()[0] == "external":
+        return {"dump": external_collector(value.split()[1:])}
     if value.split()[0].rpartition("/")[2] in _COPIERS:
         return {"dump": DumpSettings(levels=(0,), elf=True)}
     options = parse_core_collector(value)

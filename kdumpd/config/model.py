@@ -71,7 +71,8 @@ class DumpSettings:
     `levels` are dump levels from 0 to 31: the first is wanted, the next ones are for when the target is too small.
     `compression_level` None leaves it to the collector, as `threads` None or 0 does with one a cpu. `elf` and
     `flattened` are other formats than kdump-compressed, and may come together. `keep_free_bytes`, and
-    `keep_free_percent` of what is free when the capture begins, are left free on the target.
+    `keep_free_percent` of what is free when the capture begins, are left free on the target. `external` are the words
+    of another program that makes the dump; then of all this only `verify` and `checksums` count.
     """
 
     levels: tuple[int, ...] = (0,)
@@ -84,6 +85,7 @@ class DumpSettings:
     verify: bool = True
     keep_free_bytes: int = 0
     keep_free_percent: int = 0
+    external: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DumpSettings:
@@ -100,8 +102,11 @@ class DumpSettings:
         flags = ("elf", "flattened", "checksums", "verify")
         if not all(isinstance(raw[name], bool) for name in flags):
             raise TypeError(f"one of {', '.join(flags)} is neither true nor false")
+        external = tuple(raw["external"])
+        if not all(isinstance(word, str) for word in external):
+            raise TypeError("external is not a list of words")
         fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{**fields, "levels": levels, "compression": Compression(raw["compression"])})
+        return cls(**{**fields, "external": external, "levels": levels, "compression": Compression(raw["compression"])})
 
 
 # What a machine does whose kdump.conf says nothing of it.

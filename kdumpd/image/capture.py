@@ -14,6 +14,7 @@ from kdumpd.errors import BuildError
 from kdumpd.host.files import below
 from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.host.watchdogs import read_armed
+from kdumpd.image import programs
 
 _HOOKS_DIR = "/etc/kdump"
 # A checkout is asked first, so that what is tried out there is what runs.
@@ -34,11 +35,22 @@ def capture_config(
         encrypt_to=config.encrypt_to,
         deadlines=config.deadlines,
         hooks=read_hooks(config, root),
-        extra_bins=config.extra_bins,
+        extra_bins=tuple(dict.fromkeys((*_external(config), *config.extra_bins))),
         extra_modules=config.extra_modules,
         watchdogs=read_armed(root),
         layout=config.layout,
     )
+
+
+def _external(config: Config) -> tuple[str, ...]:
+    """The program that makes the dump, if that is another one; where it is not found, a place to complain of."""
+    if not config.dump.external:
+        return ()
+    name = config.dump.external[0]
+    if name.startswith("/"):
+        return (name,)
+    places = (f"{folder}/{name}" for folder in programs.SEARCH)
+    return (next((place for place in places if os.access(place, os.X_OK)), f"/usr/bin/{name}"),)
 
 
 def read_hooks(config: Config, root: Path = Path("/")) -> Hooks:

@@ -17,7 +17,7 @@ from kdumpd.image import contents, elf
 from kdumpd.image.origin import Origin
 
 _HERE = Origin()
-_SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _NESTED = 3
 
 
@@ -70,7 +70,7 @@ class _Adding:
         words = data[2:].split(b"\n", 1)[0].decode(errors="replace").split()
         if words and Path(words[0]).name == "env":
             found = next((word for word in words[1:] if not word.startswith("-") and "=" not in word), "")
-            places = (f"{folder}/{found}" for folder in _SEARCH)
+            places = (f"{folder}/{found}" for folder in SEARCH)
             words = [next((path for path in places if self._origin.is_file(path)), found)]
         if not words or not words[0] or depth >= _NESTED:
             raise BuildError(f"the first line of {place} names no interpreter", hint="begin it with #!/bin/sh")
