@@ -34,6 +34,7 @@ KERNELS = {
     # The newest one whose debug symbols are still to be had.
     "5.10": Kernel(suite="bullseye", package="linux-image-5.10.0-32-cloud-amd64"),
     "7": Kernel(suite="forky", package="linux-image-cloud-amd64"),
+    "6.12-trixie": Kernel(suite="trixie", package="linux-image-cloud-amd64"),
     "6.12-rt": Kernel(suite="trixie", package="linux-image-rt-amd64"),
     "6.12-arm64": Kernel(suite="trixie", package="linux-image-cloud-arm64", architecture="arm64"),
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from . import circle, image, tools, vmcore, whole
+from . import chroot, circle, image, tools, vmcore, whole
 from .aptroot import run
 
 TOP = Path(__file__).resolve().parents[3]
@@ -21,8 +21,9 @@ def main() -> None:
     """Does all of it, so that tests running side by side find it done."""
     made = image.with_package(package())
     symbols = [vmcore.debug_symbols(made.release(series)) for series in ("6.1", "6.12")]
-    kernels = [whole.whole(name).image for name in ("generic", "7")]
-    for done in (made.disk, circle.armed_disk(made), *symbols, tools.program("crash")[0], *kernels):
+    kernels = [whole.whole(name).image for name in ("generic", "7", "6.12-trixie")]
+    newer = chroot.debian("trixie")
+    for done in (made.disk, circle.armed_disk(made), *symbols, tools.program("crash")[0], *kernels, newer):
         sys.stdout.write(f"{done}\n")
 
 

@@ -12,7 +12,8 @@
 
 What happens: a Debian kernel boots a first system of busybox alone (`first/init`). It runs `setup`, then sends what
 the kernel shows of its devices to the host. There `python3 -m kdumpd.image build --root` makes the capture image that
-this machine would get, from a folder with these facts; the guest loads it, runs `faults` and crashes. QEMU ends as the
+this machine would get, from a folder with these facts, on this host or in another Debian (`suite`, see `chroot`); the
+guest loads it, runs `faults` and crashes. QEMU ends as the
 capture kernel reboots or switches off. Nothing is recorded for later: each guest is asked itself. About 20 s on a
 quiet machine. The disks are plain raw files and can be looked at afterwards; what the host has no tool for (xfs, LVM),
 `read` has a second guest look at.
@@ -38,7 +39,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import cpio, image, whole
+from . import chroot, cpio, image, whole
 from .aptroot import LabError, run
 from .qemu import Machine
 
@@ -46,7 +47,8 @@ TOP = Path(__file__).resolve().parents[3]
 FIRST = Path(__file__).parent / "first"
 MEMORY_MIB = 640
 CRASHKERNEL = "224M"
-CAPTURE = "console=ttyS0 nr_cpus=1 reset_devices panic=10 loglevel=5"
+# What decides about memory as the service has it: without rootfstype half of it is all that an image may take.
+CAPTURE = "console=ttyS0 nr_cpus=1 reset_devices panic=10 loglevel=5 rootfstype=ramfs"
 BOOT_TIMEOUT_S = 120.0
 CAPTURE_TIMEOUT_S = 240.0
 _EXCHANGE_MIB = 256
@@ -65,7 +67,6 @@ _BUSES = {
     "scsi": ("scsi-hd,drive={0},serial={0}", ("virtio_pci", "virtio_scsi", "sd_mod")),
     "usb": ("usb-storage,drive={0}", ("xhci_pci", "usb_storage", "sd_mod")),
 }
-_WITH_KERNEL = 'mount --bind "$0/lib/modules" /usr/lib/modules && mount --bind "$0/boot" /boot && exec "$@"'
 _CONTROLLERS = {"scsi": "virtio-scsi-pci", "usb": "qemu-xhci"}
 
 
@@ -138,15 +139,17 @@ def crash(
     edit: Callable[[Path], None] | None = None,
     during: Callable[[Machine], None] | None = None,
     prepare: Callable[[Path], None] | None = None,
+    suite: str | None = None,
     name: str = "tiny",
     timeout: float = CAPTURE_TIMEOUT_S,
 ) -> Outcome:
     """Boots, builds the image for `config`, loads it, crashes and waits until the machine is off.
 
-    `kernel` is a name of whole.whole. `append` goes on the first kernel's command line, `capture` is the capture
-    kernel's. `prepare` may change the folder with the guest's facts before the image is built (`edit`: after).
-    Raises AssertionError with the console's last lines when the guest does not get that far, LabError with the
-    builder's sentence when no image can be built. The console is kept in `scratch`/`name`.log.
+    `kernel` is a name of whole.whole, `suite` the Debian that the image is built in. `append` goes on the first
+    kernel's command line, `capture` is the capture kernel's. `prepare` may change the folder with the guest's facts
+    before the image is built (`edit`: after). Raises AssertionError with the console's last lines when the guest does
+    not get that far, LabError with the builder's sentence when no image can be built. The console is kept in
+    `scratch`/`name`.log.
     """
     started = time.monotonic()
     kernel_files = whole.whole(kernel)
@@ -163,7 +166,7 @@ def crash(
             machine_root(facts, root, kernel_files)
             if prepare is not None:
                 prepare(root)
-            built = build_image(config, root, kernel_files.release, scratch / f"{name}-image")
+            built = build_image(config, root, kernel_files, scratch / f"{name}-image", suite)
             if edit is not None:
                 edit(built / "initrd")
             _answer(there, (built / "initrd").read_bytes())
@@ -242,11 +245,12 @@ def machine_root(facts: bytes, root: Path, kernel_files: whole.WholeKernel) -> N
         (root / path).write_text(text, errors="surrogateescape")
     (root / "facts/proc").rename(root / "proc")
     _device_links(root)
-    (root / "boot").symlink_to(kernel_files.root / "boot")
+    # The build sees the kernel where a machine has it.
+    (root / "boot").symlink_to("/boot")
     if not (kernel_files.root / f"boot/vmlinuz-{kernel_files.release}").exists():
-        (root / "usr").symlink_to(kernel_files.root / "usr")
+        (root / "usr").symlink_to("/usr")
     (root / "lib").mkdir()
-    (root / "lib/modules").symlink_to(kernel_files.root / "lib/modules")
+    (root / "lib/modules").symlink_to("/usr/lib/modules")
 
 
 def _device_links(root: Path) -> None:
@@ -274,25 +278,23 @@ def _mapped(root: Path) -> dict[str, str]:
     return {path.read_text().strip(): path.parents[1].name for path in paths}
 
 
-def build_image(config: str, root: Path, release: str, output: Path) -> Path:
-    """The capture image for the machine below `root`, built by this checkout; its folder.
+def build_image(
+    config: str, root: Path, kernel_files: whole.WholeKernel, output: Path, suite: str | None = None
+) -> Path:
+    """The capture image for the machine below `root`, built by this checkout with files and tools of this host, or
+    with those of another Debian; its folder.
 
-    The tools of the distribution are this host's, and see the machine's kernel where they look for it: through mounts
-    of their own. Raises LabError with what the builder says.
+    Raises LabError with what the builder says.
     """
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/kdump.conf").write_text(config)
-    argv = ["/usr/bin/python3", "-m", "kdumpd.image", "build", "--root", str(root), "--kernel", release]
-    if re.search(r"(?m)^builder (dracut|initramfs-tools)$", config):
-        Path("/usr/lib/modules").mkdir(exist_ok=True)
-        argv = ["unshare", "--mount", "sh", "-c", _WITH_KERNEL, str(root), *argv]
     done = subprocess.run(
-        [*argv, "--output", str(output), "--json"],
+        chroot.build_words(suite, kernel_files.root, root, output, kernel_files.release),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=180,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(TOP)},
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
     )
     if done.returncode != 0:
         raise LabError(f"no image: {done.stderr}")
