@@ -101,7 +101,7 @@ def build(
         base = _new_base(request, wanted, progress, anew=anew) if before is None else before.base
         record, packed = _assemble(request, wanted, base, settings)
         progress("checking", 0.9)
-        install.install(request.output, record, packed)
+        install.install(request.output, record, packed, stock_checked=base.checked)
     return record
 
 

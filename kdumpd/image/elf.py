@@ -8,7 +8,6 @@ libc. A library found through a file's own RUNPATH keeps its place.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kdumpd.errors import BuildError
+from kdumpd.image.elf_file import ElfFacts, parse_elf
 from kdumpd.image.origin import Origin
 
 # Opened by name at run time, so that no file says it needs it: glibc, to end a thread.
@@ -27,16 +27,7 @@ _CACHE_LINE = re.compile(r"^\s+(?P<soname>\S+) \((?P<flags>[^)]*)\) => (?P<path>
 _DEFAULT_DIRS = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
 _HERE = Origin()
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ElfFacts:
-    """The dynamic section in short; `machine` is e_machine with the ELF class."""
-
-    machine: tuple[str, int]
-    interpreter: str | None
-    soname: str | None
-    needed: tuple[str, ...]
-    runpath: tuple[str, ...]
+__all__ = ("ElfFacts", "Library", "find_libraries", "parse_elf", "parse_ldconfig", "read_ld_cache", "runpath_dirs")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,39 +36,6 @@ class Library:
 
     source: str
     target: str
-
-
-def parse_elf(data: bytes, name: str) -> ElfFacts | None:
-    """The facts of the ELF file `data`, None for anything else. Raises BuildError for a broken one."""
-    if not data.startswith(b"\x7fELF"):
-        return None
-    # Imported late: 7 MB of memory that only a build or a check has use for.
-    from elftools.common.exceptions import ELFError
-    from elftools.construct import ConstructError
-    from elftools.elf.elffile import ELFFile
-
-    try:
-        elf = ELFFile(io.BytesIO(data))
-        interpreter, soname, needed, runpath = None, None, [], []
-        for segment in elf.iter_segments():
-            if segment.header.p_type == "PT_INTERP":
-                interpreter = str(segment.get_interp_name())
-            elif segment.header.p_type == "PT_DYNAMIC":
-                for tag in segment.iter_tags():
-                    if tag.entry.d_tag == "DT_NEEDED":
-                        needed.append(str(tag.needed))
-                    elif tag.entry.d_tag == "DT_SONAME":
-                        soname = str(tag.soname)
-                    elif tag.entry.d_tag == "DT_RUNPATH":
-                        runpath.extend(str(tag.runpath).split(":"))
-                    elif tag.entry.d_tag == "DT_RPATH":
-                        runpath.extend(str(tag.rpath).split(":"))
-        machine = (str(elf.header.e_machine), int(elf.elfclass))
-    except (ELFError, ConstructError, ValueError, KeyError, IndexError) as error:
-        raise BuildError(f"{name} is a damaged ELF file: {error}", hint="install its package again") from error
-    return ElfFacts(
-        machine=machine, interpreter=interpreter, soname=soname, needed=tuple(needed), runpath=tuple(runpath)
-    )
 
 
 def parse_ldconfig(text: str) -> dict[str, tuple[str, ...]]:
@@ -129,6 +87,8 @@ class _Search:
         self._machine: tuple[str, int] | None = None
         self._pending: list[str] = []
         self._seen: set[str] = set()
+        self._facts: dict[str, ElfFacts | None] = {}
+        self._libc: str | None = None
         self.found: dict[str, Library] = {}
 
     def add(self, path: str) -> None:
@@ -147,7 +107,7 @@ class _Search:
             if path in self._seen:
                 continue
             self._seen.add(path)
-            facts = parse_elf(self._read(path), path)
+            facts = self._facts_of(path)
             if facts is None:
                 continue
             self._machine = self._machine or facts.machine
@@ -183,12 +143,19 @@ class _Search:
     def _fits(self, path: str) -> bool:
         if not self._origin.is_file(path):
             return False
-        facts = parse_elf(self._read(path), path)
+        facts = self._facts_of(path)
         return facts is not None and facts.machine == self._machine
 
+    def _facts_of(self, path: str) -> ElfFacts | None:
+        if path not in self._facts:
+            self._facts[path] = parse_elf(self._read(path), path)
+        return self._facts[path]
+
     def _libc_dir(self) -> str:
-        path = next((path for path in self._candidates("libc.so.6") if self._fits(path)), "/usr/lib/libc.so.6")
-        return os.path.dirname(path)
+        if self._libc is None:
+            fitting = (path for path in self._candidates("libc.so.6") if self._fits(path))
+            self._libc = next(fitting, "/usr/lib/libc.so.6")
+        return os.path.dirname(self._libc)
 
     def _take(self, soname: str, source: str, target: str) -> None:
         self.found[soname] = Library(source=source, target=target)

@@ -43,8 +43,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def install(folder: Path, record: ImageRecord, packed: bytes) -> None:
-    """Writes the image beside the one that is there, checks it, and puts it in place. Raises BuildError."""
+def install(folder: Path, record: ImageRecord, packed: bytes, *, stock_checked: bool) -> None:
+    """Writes the image beside the one that is there, checks it (`verify.check_packed`), and puts it in place.
+
+    Raises BuildError.
+    """
     new_initrd, new_record = folder / _NEW_INITRD_NAME, folder / NEW_RECORD_NAME
     try:
         _write(new_initrd, packed)
@@ -52,7 +55,7 @@ def install(folder: Path, record: ImageRecord, packed: bytes) -> None:
         written = new_initrd.read_bytes()
         if hashlib.sha256(written).hexdigest() != record.packed_sha256:
             raise BuildError(f"{new_initrd} does not read back as it was written", hint="check the disk")
-        verify.check_packed(written, record)
+        verify.check_packed(written, record, stock_checked=stock_checked)
         # The image first: its record is found under either name, see read_record.
         os.rename(new_initrd, folder / INITRD_NAME)
         os.rename(new_record, folder / RECORD_NAME)

@@ -34,7 +34,7 @@ _REBUILD = "rebuild the image: kdumpctl rebuild"
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
     """The first archives of an image, their bytes, what is in them, and sentences for whoever builds the image; the
-    first `stock_notes` of these are on the stock.
+    first `stock_notes` of these are on the stock. `checked` says that they come from an image that passed its check.
     """
 
     parts: tuple[Part, ...]
@@ -42,6 +42,7 @@ class Base:
     files: tuple[FileRecord, ...]
     notes: tuple[str, ...]
     stock_notes: int
+    checked: bool = False
 
 
 def with_payload(entries: Mapping[str, Entry], early: Iterable[str]) -> dict[str, Entry]:
@@ -81,6 +82,7 @@ def with_kernel(stock: Base, tree: Tree, compression: str) -> Base:
         files=(*stock.files, *tree.records()),
         notes=(*stock.notes, *tree.notes),
         stock_notes=len(stock.notes),
+        checked=stock.checked,
     )
 
 
@@ -110,11 +112,15 @@ def _first(
         files=tuple(file for file in record.files if file.path not in left_out),
         notes=notes,
         stock_notes=min(record.stock_notes, len(notes)),
+        checked=True,
     )
 
 
-def read(packed: bytes, parts: tuple[Part, ...]) -> dict[str, Entry]:
-    """All entries of an image by path, those of its squashfs too. Raises BuildError when it is not what `parts` say."""
+def read(packed: bytes, parts: tuple[Part, ...], *, squashed: bool = True) -> dict[str, Entry]:
+    """All entries of an image by path, with `squashed` those of its squashfs too.
+
+    Raises BuildError when it is not what `parts` say.
+    """
     entries: dict[str, Entry] = {}
     at = 0
     for part in parts:
@@ -128,7 +134,7 @@ def read(packed: bytes, parts: tuple[Part, ...]) -> dict[str, Entry]:
     if any(packed[at:]):
         raise _wrong("there is something behind its last part")
     payload = entries.get(PAYLOAD_PATH)
-    if payload is not None:
+    if payload is not None and squashed:
         for path, entry in squash.read(payload.content).items():
             # Folders and what is needed before the squashfs is mounted are in both.
             if entries.setdefault(path, entry) != entry:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path, PurePosixPath
 
 from kdumpd.config.model import Builder
 from kdumpd.errors import BuildError, os_reason
-from kdumpd.image import cpio, elf, parts
+from kdumpd.image import cpio, elf, parts, squash
 from kdumpd.image.contents import merged, record_of
 from kdumpd.image.record import (
     IMAGE_PACKAGE,
@@ -68,23 +68,34 @@ def read_packed(folder: Path, record: ImageRecord) -> bytes:
     return packed
 
 
-def check_packed(packed: bytes, record: ImageRecord) -> None:
-    """Unpacks `packed` and holds it to `record` and to what a capture kernel needs. Raises BuildError."""
-    entries = parts.read(packed, record.parts)
+def check_packed(packed: bytes, record: ImageRecord, *, stock_checked: bool = False) -> None:
+    """Unpacks `packed` and holds it to `record` and to what a capture kernel needs. Raises BuildError.
+
+    With `stock_checked` the bytes of the squashfs are those of an image that passed this: their sum is enough.
+    """
+    entries = parts.read(packed, record.parts, squashed=not stock_checked)
+    unseen = frozenset[str]()
+    if stock_checked and parts.PAYLOAD_PATH in entries:
+        inside = {file.path: file for file in record.files if file.path.startswith(f"{squash.FOLDER}/")}
+        unseen = frozenset(inside.keys() - entries.keys())
+        entries |= {path: cpio.Entry(path=path, mode=inside[path].mode) for path in unseen}
     if record.unpacked_bytes != sum(part.unpacked_bytes for part in record.parts):
         raise _wrong("its record does not add up")
-    _compare(entries, record.files)
+    _compare(entries, record.files, unseen)
     if image_id(record.files) != record.image_id:
         raise _wrong("its record does not have the id that its list of files gives")
     if entries[MANIFEST_PATH].content.decode() != record.manifest_json():
         raise _wrong("the manifest inside differs from the record beside it")
-    check_contents(entries, own=record.builder is Builder.BUSYBOX)
+    check_contents(entries, own=record.builder is Builder.BUSYBOX, unseen=unseen)
 
 
-def check_contents(entries: Mapping[str, cpio.Entry], *, own: bool = True) -> None:
+def check_contents(
+    entries: Mapping[str, cpio.Entry], *, own: bool = True, unseen: Container[str] = frozenset()
+) -> None:
     """Raises BuildError unless all that runs in the capture kernel finds what it needs among `entries`.
 
-    Where they are not our own alone a link of another tool may lead to what is not there.
+    Where they are not our own alone a link of another tool may lead to what is not there. Of those in `unseen` only
+    paths and modes are known.
     """
     for path in _MUST_HAVE if own else (*_MUST_HAVE, "kdumpd/init"):
         if path not in entries:
@@ -97,6 +108,8 @@ def check_contents(entries: Mapping[str, cpio.Entry], *, own: bool = True) -> No
         parent = str(PurePosixPath(entry.path).parent)
         if parent != "." and (parent not in entries or not stat.S_ISDIR(entries[parent].mode)):
             raise _wrong(f"/{entry.path} lies in no folder")
+        if entry.path in unseen:
+            continue
         if stat.S_ISLNK(entry.mode):
             if own or entry.path.startswith("kdumpd/"):
                 _follow(entries, entry.path)
@@ -104,13 +117,15 @@ def check_contents(entries: Mapping[str, cpio.Entry], *, own: bool = True) -> No
             _check_elf(entries, entry)
 
 
-def _compare(entries: Mapping[str, cpio.Entry], files: tuple[FileRecord, ...]) -> None:
+def _compare(entries: Mapping[str, cpio.Entry], files: tuple[FileRecord, ...], unseen: Container[str]) -> None:
     described = {file.path: file for file in files}
     for path in sorted(entries.keys() | described.keys()):
         if path not in entries:
             raise _wrong(f"/{path} is missing")
         if path not in described:
             raise _wrong(f"/{path} is not in its record")
+        if path in unseen:
+            continue
         found, wanted = record_of(entries[path]), described[path]
         if (found.mode, found.size, found.sha256) != (wanted.mode, wanted.size, wanted.sha256):
             raise _wrong(f"/{path} differs from its record")
