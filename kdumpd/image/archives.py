@@ -9,9 +9,8 @@ from __future__ import annotations
 import stat
 import zlib
 
-import zstandard
-
 from kdumpd.errors import BuildError
+from kdumpd.image import pack
 from kdumpd.image.cpio import Entry, Member, members
 
 _LIMIT = 1 << 30
@@ -54,9 +53,11 @@ def _linked(listed: list[Member]) -> dict[str, Entry]:
 
 
 def _unpacked(image: bytes, tool: str) -> bytes:
+    zstandard = pack.load_zstandard()
     try:
         if image.startswith(_ZSTD):
-            return zstandard.ZstdDecompressor().decompressobj().decompress(image)
+            unpacked: bytes = zstandard.ZstdDecompressor().decompressobj().decompress(image)
+            return unpacked
         if image.startswith(_GZIP):
             return zlib.decompressobj(wbits=31).decompress(image, _LIMIT)
     except (zstandard.ZstdError, zlib.error) as error:

@@ -3,7 +3,8 @@
 
 A capture kernel has neither the time to compile nor the memory to keep sources as well. The distribution's
 own compiled files are taken where they match their sources; the rest is compiled here. No file keeps a time:
-the header says "hash, unchecked" (PEP 552), because no source lies beside it.
+the header says "hash, unchecked" (PEP 552), because no source lies beside it. What is compiled here loses its
+docstrings, which nobody reads there.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ _HEADER = 16
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 _COMPILE = """
-import base64, json, marshal, sys
+import ast, base64, json, marshal, sys
 done = {}
 for path, shown in json.load(sys.stdin):
     with open(path, "rb") as source:
-        code = compile(source.read(), shown, "exec", dont_inherit=True, optimize=0)
+        tree = ast.parse(source.read(), shown)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if ast.get_docstring(node, clean=False) is not None:
+                first = node.body.pop(0)
+                if not node.body and not isinstance(node, ast.Module):
+                    node.body.append(ast.copy_location(ast.Pass(), first))
+    # As optimize=2 would have it, but for assert statements.
+    code = compile(tree, shown, "exec", dont_inherit=True, optimize=0)
     done[path] = base64.b64encode(marshal.dumps(code)).decode()
 print(json.dumps(done))
 """

@@ -114,7 +114,9 @@ def read_source(path: str) -> tuple[bytes, Source]:
             status = os.fstat(stream.fileno())
             data = stream.read()
     except OSError as error:
-        raise BuildError(f"{path}, which the capture image needs, cannot be read: {os_reason(error)}") from error
+        raise BuildError(
+            f"{path}, which the capture image needs, cannot be read: {os_reason(error)}", hint=f"ls -l {path}"
+        ) from error
     digest = hashlib.sha256(data).hexdigest()
     return data, Source(
         path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns, sha256=digest

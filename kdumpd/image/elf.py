@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kdumpd.errors import BuildError
+from kdumpd.errors import BuildError, os_reason
 from kdumpd.image.elf_file import ElfFacts, parse_elf
 from kdumpd.image.origin import Origin
 
@@ -148,7 +148,14 @@ class _Search:
 
     def _facts_of(self, path: str) -> ElfFacts | None:
         if path not in self._facts:
-            self._facts[path] = parse_elf(self._read(path), path)
+            try:
+                data = self._read(path)
+            except OSError as error:
+                raise BuildError(
+                    f"the library or program {path} cannot be read: {os_reason(error)}",
+                    hint="install its package again",
+                ) from error
+            self._facts[path] = parse_elf(data, path)
         return self._facts[path]
 
     def _libc_dir(self) -> str:

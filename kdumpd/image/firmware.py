@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import zstandard
-
 from kdumpd.errors import BuildError, os_reason
+from kdumpd.image.pack import load_zstandard
 
 # drivers/base/firmware_loader/main.c, fw_path[]; a release's own files come first.
 _FOLDERS = ("updates/{}", "updates", "{}", "")
@@ -41,12 +40,14 @@ def find_firmware(name: str, release: str, root: Path = Path("/")) -> Path | Non
 
 def read_firmware(path: Path) -> bytes:
     """The bytes of a firmware file, unpacked. Raises BuildError."""
+    zstandard = load_zstandard()
     try:
         data = path.read_bytes()
         if path.name.endswith(".xz"):
             return lzma.decompress(data)
         if path.name.endswith(".zst"):
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+            unpacked: bytes = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+            return unpacked
         return data
     except OSError as error:
         raise BuildError(f"the firmware {path} cannot be read: {os_reason(error)}") from error

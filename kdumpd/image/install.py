@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -25,11 +26,13 @@ def locked(folder: Path) -> Iterator[None]:
         if not folder.is_dir():
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
-            folder.chmod(0o700)
+        _require_private(folder)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BuildError(f"the folder {folder} cannot be made: {os_reason(error)}") from error
+        raise BuildError(
+            f"the folder {folder} cannot be made: {os_reason(error)}",
+            hint=f"ls -ld {folder.parent}; df -h {folder.parent}",
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,6 +44,28 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _require_private(folder: Path) -> None:
+    """Closes `folder` to others. Raises OSError; BuildError where that does not help.
+
+    vfat says of a chmod that it cannot keep that all went well (fat_setattr in fs/fat/file.c).
+    """
+    trouble: OSError | None = None
+    try:
+        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+            folder.chmod(0o700)
+    except PermissionError as error:
+        trouble = error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        trouble = error
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        raise BuildError(
+            f"everybody could read the capture image in {folder}: that filesystem keeps no modes",
+            hint="choose a folder on another filesystem, ext4 say",
+        ) from trouble
 
 
 def install(folder: Path, record: ImageRecord, packed: bytes, *, stock_checked: bool) -> None:
@@ -66,7 +91,8 @@ def install(folder: Path, record: ImageRecord, packed: bytes, *, stock_checked: 
         ) from error
     finally:
         for path in (new_initrd, new_record):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong is on its way already
+                path.unlink(missing_ok=True)
 
 
 def _finish_renames(folder: Path) -> None:

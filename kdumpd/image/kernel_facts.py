@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.analyst.wanted import SYMBOLS
-from kdumpd.vmcore.btf import Btf
-from kdumpd.vmcore.elfcore import ElfCore
-from kdumpd.vmcore.kernel_facts import STORED, KernelFacts, gather
-from kdumpd.vmcore.notes import parse_notes
-from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
+from kdumpd.errors import BuildError, VmcoreError
 
-PATH = str(STORED).lstrip("/")
+if TYPE_CHECKING:
+    from kdumpd.vmcore.kernel_facts import KernelFacts
+
+PATH = "etc/kdumpd/kernel.json"  # vmcore.kernel_facts.STORED, without importing what needs numpy
 _NT_GNU_BUILD_ID = 3
 
 
 def running_kernel_facts(release: str, root: Path = Path("/")) -> KernelFacts | None:
     """Facts of kernel `release`; None when another one runs or when it has no type information.
 
-    `root` is where /proc and /sys are looked for.
+    `root` is where /proc and /sys are looked for. Raises BuildError where numpy does not load.
     """
     try:
         if (root / "proc/sys/kernel/osrelease").read_text().strip() != release:
             return None
+    except (OSError, UnicodeDecodeError):
+        return None
+    try:
+        from kdumpd.vmcore.btf import Btf
+        from kdumpd.vmcore.kernel_facts import gather
+    except ImportError as error:
+        raise BuildError(
+            f"the running kernel cannot be looked at: Python module {error.name} does not load: {error}",
+            hint="install python3-numpy again",
+        ) from error
+    try:
         btf = Btf((root / "sys/kernel/btf/vmlinux").read_bytes())
     except (OSError, UnicodeDecodeError, VmcoreError):
         return None  # CONFIG_DEBUG_INFO_BTF is off: the collector does with what VMCOREINFO says
@@ -44,6 +53,9 @@ def running_kernel_facts(release: str, root: Path = Path("/")) -> KernelFacts | 
 
 def _vmcoreinfo_build_id(root: Path) -> str | None:
     """As VMCOREINFO has it, which the dead kernel will be asked for: some stable releases have garbage there."""
+    from kdumpd.vmcore.elfcore import ElfCore
+    from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
+
     try:
         with ElfCore(root / "proc/kcore") as core:
             note = core.vmcoreinfo_note()
@@ -53,6 +65,8 @@ def _vmcoreinfo_build_id(root: Path) -> str | None:
 
 
 def _notes_build_id(root: Path) -> str | None:
+    from kdumpd.vmcore.notes import parse_notes
+
     with contextlib.suppress(OSError):
         for note in parse_notes((root / "sys/kernel/notes").read_bytes()):
             if note.name == "GNU" and note.kind == _NT_GNU_BUILD_ID:
@@ -62,6 +76,8 @@ def _notes_build_id(root: Path) -> str | None:
 
 def _symbols(root: Path) -> dict[str, int]:
     """Addresses of the wanted symbols; none when sysctl kernel.kptr_restrict hides them."""
+    from kdumpd.vmcore.analyst.wanted import SYMBOLS
+
     wanted = frozenset(SYMBOLS)
     found: dict[str, int] = {}
     with contextlib.suppress(OSError), (root / "proc/kallsyms").open(encoding="ascii", errors="replace") as lines:

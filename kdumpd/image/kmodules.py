@@ -258,8 +258,9 @@ def read_module(path: Path) -> bytes:
     import gzip
     import lzma
 
-    import zstandard
+    from kdumpd.image.pack import load_zstandard
 
+    zstandard = load_zstandard()
     try:
         data = path.read_bytes()
         if path.name.endswith(".xz"):

@@ -10,8 +10,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Mapping
-
-import zstandard
+from typing import Any
 
 from kdumpd.errors import BuildError
 
@@ -19,6 +18,19 @@ _ZSTD_LEVEL = 9
 _WINDOW_LOG = 22  # 4 MiB
 _GZIP_LEVEL = 6
 _UNPACKED_LIMIT = 1 << 30
+
+
+def load_zstandard() -> Any:
+    """The module zstandard. Raises BuildError where it is missing: then a sentence is owed, not a traceback."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise BuildError(
+            f"the Python module zstandard is missing: {error}", hint="install python3-zstandard"
+        ) from error
+    if zstandard.__file__ is None:  # an empty folder is a package too, for Python
+        raise BuildError("the Python module zstandard is empty", hint="install python3-zstandard again")
+    return zstandard
 
 
 def choose(kernel_config: Mapping[str, str] | None) -> str:
@@ -33,6 +45,7 @@ def choose(kernel_config: Mapping[str, str] | None) -> str:
 def pack(archive: bytes, compression: str) -> bytes:
     """`archive` packed; equal bytes give equal bytes."""
     if compression == "zstd":
+        zstandard = load_zstandard()
         parameters = zstandard.ZstdCompressionParameters.from_level(
             _ZSTD_LEVEL,
             source_size=len(archive),
@@ -41,7 +54,8 @@ def pack(archive: bytes, compression: str) -> bytes:
             write_content_size=True,
             threads=0,
         )
-        return zstandard.ZstdCompressor(compression_params=parameters).compress(archive)
+        done: bytes = zstandard.ZstdCompressor(compression_params=parameters).compress(archive)
+        return done
     if compression == "gzip":
         return gzip.compress(archive, compresslevel=_GZIP_LEVEL, mtime=0)
     return archive
@@ -49,12 +63,14 @@ def pack(archive: bytes, compression: str) -> bytes:
 
 def unpack(packed: bytes, compression: str) -> bytes:
     """Undoes `pack`. Raises BuildError when the bytes are cut short or damaged."""
+    zstandard = load_zstandard()
     try:
         if compression == "zstd":
             size = zstandard.frame_content_size(packed)
             if not 0 <= size <= _UNPACKED_LIMIT:
                 raise BuildError("the packed capture image does not say its size", hint="kdumpctl rebuild")
-            return zstandard.ZstdDecompressor().decompress(packed)
+            unpacked: bytes = zstandard.ZstdDecompressor().decompress(packed)
+            return unpacked
         if compression == "gzip":
             # For Python no bytes at all are a gzip file too.
             return gzip.decompress(packed or b"empty")

@@ -86,7 +86,10 @@ sys.path.extend(path for path in site.getsitepackages() if not path.startswith("
 sys.path[:0] = request["path"]
 for name in request["needed"]:
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
+        if module.__spec__.origin is None:
+            # An empty folder is a package too, for Python.
+            raise ImportError(f"{[*module.__path__][0]} holds no module", name=name)
     except ImportError as error:
         print(json.dumps({"missing": error.name or name, "wanted": name, "why": str(error)}))
         sys.exit(0)

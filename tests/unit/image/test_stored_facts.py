@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vmcore"))
 
 from fake_types import Types
 
+from kdumpd.image import kernel_facts
 from kdumpd.image.kernel_facts import running_kernel_facts
+from kdumpd.vmcore.kernel_facts import STORED
 
 RELEASE = "6.1.0-x"
 
@@ -40,6 +42,10 @@ def test_facts_are_the_same_after_each_boot(tmp_path: Path) -> None:
     assert first.to_json() == second.to_json()
     assert (first.build_id, first.offsets, first.sizes) == ("abcdef01", {"page.flags": 0}, {"page": 64})
     assert (first.symbols, first.absolute) == ({"_stext": 0, "init_task": 0x1000}, {"__per_cpu_start": 0})
+
+
+def test_the_collector_looks_where_it_is_put() -> None:
+    assert str(STORED).lstrip("/") == kernel_facts.PATH
 
 
 def test_another_kernel_or_one_without_types_has_none(tmp_path: Path) -> None:
