@@ -14,20 +14,19 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdumpd.cli import output
-from kdumpd.config.capture import KNOWN_HOSTS, SSH_KEY, NfsDestination, SshDestination
+from kdumpd.config.capture import SshDestination
 from kdumpd.config.model import Config
 from kdumpd.config.parse import read_config
 from kdumpd.config.target_lines import read_target
-from kdumpd.config.targets import NfsTarget, SshTarget, Target
+from kdumpd.config.targets import SshTarget, Target
 from kdumpd.errors import DeniedError, KdumpError, TargetError, UnsupportedError, UsageError
-from kdumpd.host.network import look_up
+from kdumpd.service import trial
+from kdumpd.service.trial import try_account, try_target
 from kdumpd.targets.known_hosts import HostKey, keys_of, name_of, read_keys
-from kdumpd.targets.probe import probe_target
 
 _WAIT_SEC = 20.0
 # The public key comes on standard input: nothing of it is ever a word of a shell's.
@@ -50,7 +49,7 @@ def run(options: Namespace) -> int:
     if not targets:
         raise UsageError("kdump.conf names no ssh target", hint="kdumpctl propagate USER@HOST")
     for target in targets:
-        _propagate(_account(target, config, options.root), options)
+        _propagate(trial.account(target, config, options.root), options)
     print("The capture image has to get the keys: kdumpctl rebuild")
     return 0
 
@@ -77,46 +76,12 @@ def _tried(target: Target, config: Config, root: Path) -> dict[str, Any]:
     result, sentence = "works", "works: a file was written, read back, renamed and removed"
     notes: list[str] = []
     try:
-        notes = list(_probe(target, config, root))
+        notes = list(try_target(target, config, root).notes)
     except UnsupportedError as error:
         result, sentence = "not-tried", error.sentence
     except KdumpError as error:
         result, sentence = "failed", str(error)
     return {"target": str(target), "result": result, "sentence": sentence, "notes": notes}
-
-
-def _probe(target: Target, config: Config, root: Path) -> Iterator[str]:
-    if isinstance(target, SshTarget):
-        yield from _probe_account(_account(target, config, root))
-    elif isinstance(target, NfsTarget):
-        from kdumpd.targets.nfs import NfsExport
-
-        destination = NfsDestination(
-            server=target.server, export=target.export, directory=config.path, addresses=look_up(target.server)
-        )
-        with tempfile.TemporaryDirectory(prefix="kdumpd-probe-") as folder:
-            yield from probe_target(NfsExport(destination, Path(folder)), _nothing)
-    else:
-        raise UnsupportedError("is not tried, since it is on a disk of this machine")
-
-
-def _probe_account(destination: SshDestination) -> list[str]:
-    from kdumpd.targets.ssh import SshServer
-
-    return probe_target(SshServer(destination, give_up_sec=5.0), _nothing)
-
-
-def _account(target: SshTarget, config: Config, root: Path) -> SshDestination:
-    """The account as the capture kernel will know it, with the files below `root`."""
-    return SshDestination(
-        user=target.user,
-        host=target.host,
-        port=target.port,
-        directory=config.path,
-        addresses=look_up(target.host),
-        key=str(root / (config.sshkey or SSH_KEY).lstrip("/")),
-        known_hosts=str(root / KNOWN_HOSTS.lstrip("/")),
-    )
 
 
 def _propagate(account: SshDestination, options: Namespace) -> None:
@@ -125,10 +90,10 @@ def _propagate(account: SshDestination, options: Namespace) -> None:
     _make_key(Path(account.key))
     _pin(account, options)
     try:
-        notes = _probe_account(account)
+        notes = try_account(account).notes
     except RefusedError:
         _install(account)
-        notes = _probe_account(account)
+        notes = try_account(account).notes
     print(f"{account}: works: a file was written, read back, renamed and removed")
     for note in notes:
         print(output.wrap(note, 2))
@@ -215,7 +180,3 @@ def _ssh_program(name: str, *words: str, given: str = "") -> None:
     done = subprocess.run([program, *words], input=given, text=True, check=False)
     if done.returncode != 0:
         raise TargetError(f"{name} failed with status {done.returncode}", hint="its own words are above")
-
-
-def _nothing() -> None:
-    """Nobody watches a command that a person runs."""

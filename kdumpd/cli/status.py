@@ -73,7 +73,7 @@ _CHECKS = (
         "image-missing",
     ),
     _Check("kdump.conf", frozenset({"config-error"}), "unsupported"),
-    _Check("target", frozenset({"target-unusable", "target-locked-in-capture"}), "unsupported"),
+    _Check("target", frozenset({"target-unusable", "target-unreachable", "target-locked-in-capture"}), "unsupported"),
     _Check("image", frozenset({"image-missing", "image-stale", "image-damaged", "build-failed"}), "unloaded"),
     _Check(
         "loaded",

@@ -137,6 +137,7 @@ class Daemon:
         if silent != self._silent:
             self._silent = silent
             self._engine.changed("silent")
+        self._engine.reach.tick()
         now = time.monotonic()
         if now - self._looked >= _SURE_SECONDS:
             self._looked = now
@@ -145,6 +146,7 @@ class Daemon:
 
     def _on_hangup(self) -> bool:
         notify.reloading()
+        self._engine.reach.hint(0.0)
         self._engine.do(self._read_again)
         return _AGAIN
 

@@ -41,6 +41,7 @@ from kdumpd.service.model import Code, Facts, Failure, Held, Reason, Rung, State
 from kdumpd.service.pace import Due
 from kdumpd.service.places import Places
 from kdumpd.service.plan import Plan, make_plan
+from kdumpd.service.reach import Reach
 from kdumpd.service.records import HoldFile, LoadedFile
 from kdumpd.service.recovery import Recovery
 from kdumpd.service.status import Status, make_status
@@ -102,6 +103,7 @@ class Engine:
         self._turn_lock = threading.Lock()
         self._working = False
         self._worker = Worker(self._on_due)
+        self.reach = Reach(places, journal, units=units)
         self._recovery = Recovery(places, journal, lambda: self._worker.changed("files"), units=units)
         self._hopeful = False
         self._missed = False
@@ -122,8 +124,8 @@ class Engine:
         """Something about the machine is not what it was: look at it soon, and act once it is quiet.
 
         Any thread may call it, the main loop's too; it returns at once. `what` is a kind: config, kernel, files (that
-        went into the image), image, mounts, block, cpu, memory, crashes, rehearsal, hook (a kernel comes or goes),
-        loaded, sysctl, reservation, boot (the boot loader's files), silent (found by reading), hour (none known).
+        went into the image), image, mounts, block, cpu, memory, crashes, rehearsal, targets, network, hook (a kernel
+        comes or goes), loaded, sysctl, reservation, boot (the boot loader's files), silent (found by reading), hour.
         """
         self._worker.changed(what)
 
@@ -184,6 +186,7 @@ class Engine:
 
     def reload(self) -> None:
         """See Manager.Reload. Raises KdumpError."""
+        self.reach.hint(0.0)
         with self._turn():
             facts = self._gather()
             by_other = facts.crash_loaded and facts.loaded is None and not facts.load_interrupted
@@ -247,6 +250,8 @@ class Engine:
         if not kinds.isdisjoint({"files", "kernel", "hour"}):
             self._images.forget()
         self._on_changes(kinds)
+        if "network" in kinds:
+            self.reach.hint()
         self._hopeful = self._hopeful or not kinds.isdisjoint(_HOPEFUL)
         if due is Due.LOOK:
             self.look()
@@ -359,6 +364,7 @@ class Engine:
         facts = gather(
             self._places, config, self._images, crashes, failure=self._failure, missed=self._crash_watch.missed
         )
+        self.reach.note(config, facts.loaded.image_id if facts.loaded is not None else "")
         if waiting:
             facts = dataclasses.replace(facts, around=dataclasses.replace(facts.around, raw_waiting=waiting))
         if not facts.crash_loaded and self._note_unloaded(facts, config):
@@ -366,7 +372,8 @@ class Engine:
         if self._watch is not None:
             folder = self._crash_watch.folder
             release = facts.machine.release
-            self._watch(watch_list(self._places, release, crashes=folder, sources=self._images.sources))
+            sources, network = self._images.sources, self.reach.wanted
+            self._watch(watch_list(self._places, release, crashes=folder, sources=sources, network=network))
         return facts
 
     def _note_unloaded(self, facts: Facts, config: Config) -> bool:

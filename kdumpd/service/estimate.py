@@ -31,6 +31,13 @@ BASE_BYTES = 8 * MIB
 # The collector holds two bitmaps with one bit for each page of 4 KiB of the crashed memory.
 BITMAP_SHIFT = 12 + 3 - 1
 
+# What paramiko and its cryptography take beside that, where dumps go over SSH: measured as the difference of peaks.
+SSH_BYTES = 18 * MIB
+
+# No term for LUKS: opening such a target would take the memory that its key derivation asks for (argon2id, up to 1 GiB
+# by cryptsetup's own choice, in the LUKS2 header). Targets on LUKS are refused (TargetLockedError, host/storage.py), so
+# whoever serves them adds the term here.
+
 # Until an image was built: a kernel of a distribution, and an image for a local target.
 TYPICAL_KERNEL_BYTES = 48 * MIB
 TYPICAL_PACKED_BYTES = 10 * MIB
@@ -49,6 +56,7 @@ class Need:
     modules_bytes: int = 0
     collector_bytes: int = 0
     cpu_bytes: int = 0
+    ssh_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -57,7 +65,7 @@ class Need:
 
     def terms(self) -> tuple[tuple[str, int], ...]:
         """What is added up, each with its name."""
-        late = max(COLLECTOR_BYTES + self.bitmap_bytes, self.collector_bytes)
+        late = max(COLLECTOR_BYTES + self.bitmap_bytes + self.ssh_bytes, self.collector_bytes)
         terms = (
             ("the capture kernel", self.kernel_bytes),
             ("the unpacked image", self.unpacked_bytes),
@@ -77,13 +85,15 @@ def estimate(
     modules_bytes: int | None = None,
     measured_bytes: int | None = None,
     cpus: int = 1,
+    ssh: bool = False,
 ) -> Need:
     """The need of a kernel (`init_size` of its header) and an image; None for what is not known yet.
 
     `memory_bytes` is the RAM of the machine. `cpus` is what kdump.conf demands; what the service chooses by itself
     takes only what is over, so it is no need. `modules_bytes` are the modules as they lie in the image, which a kernel
     copies when it loads them. `measured_bytes` is the most that the collector had in the last real capture: it counts
-    where it is more than was thought, never less, since the next crash may be a larger one.
+    where it is more than was thought, never less, since the next crash may be a larger one. `ssh` says that
+    some target is an SSH server.
     """
     bitmap_bytes = memory_bytes >> BITMAP_SHIFT
     if measured_bytes is None or not 0 < measured_bytes <= MOST_MEASURED_BYTES + bitmap_bytes:
@@ -96,6 +106,7 @@ def estimate(
         modules_bytes=TYPICAL_MODULES_BYTES if modules_bytes is None else modules_bytes,
         collector_bytes=max(0, measured_bytes - PROGRAM_BYTES),
         cpu_bytes=(cpus - 1) * CPU_BYTES,
+        ssh_bytes=SSH_BYTES if ssh else 0,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdumpd.config.model import Config
+from kdumpd.config.targets import SshTarget
 from kdumpd.crashes.index import Crash, Standing
 from kdumpd.errors import KdumpError, TargetLockedError
 from kdumpd.host.cmdline import Wishes, capture_cmdline, capture_cpus, read_boot_apicid, read_cmdline
@@ -29,6 +30,7 @@ from kdumpd.service.model import Code, Facts, Failure, LastCapture, LoadedRecord
 from kdumpd.service.places import Places
 from kdumpd.service.records import HoldFile, LoadedFile
 from kdumpd.service.rehearsed import read_rehearsal
+from kdumpd.service.tried import FAILED, TriedTarget, read_tried
 
 
 def gather(
@@ -50,6 +52,8 @@ def gather(
     targets, target_trouble, degraded = _find_targets(config, root)
     image = images.read(machine.release, config, kernel, targets)
     loaded, interrupted = _read_loaded(places, machine)
+    reached = _reached(places, config)
+    degraded, unreachable = _unreachable(reached, targets, degraded)
     memory_bytes = read_memory_bytes(root)
     captured = last_capture(crashes)
     need = estimate(
@@ -60,6 +64,7 @@ def gather(
         modules_bytes=image.modules_bytes,
         measured_bytes=None if captured is None else captured.peak_rss_bytes,
         cpus=min(config.nr_cpus or 1, read_present_cpus(root)),
+        ssh=any(isinstance(target, SshTarget) for target in config.targets),
     )
     return Facts(
         machine=machine,
@@ -89,8 +94,9 @@ def gather(
             fadump=read_fadump(root),
             cma_missing=request.cma is not None and has_cma(root) is False,
             image_appraised=read_image_appraised(root),
-            free_bytes=_free_bytes(targets, root),
+            free_bytes=_free_bytes(config, targets, reached, root),
             target_troubles=degraded,
+            unreachable=unreachable,
             dump_bytes=read_dump_bytes(config.dump.levels[0], root),
             last_capture=captured,
             last_test=read_test(places.state_dir),
@@ -139,8 +145,34 @@ def _size(value: object) -> int | None:
     return value if isinstance(value, int) and 0 <= value < 1 << 63 else None
 
 
-def _free_bytes(targets: tuple[ResolvedTarget, ...], root: Path) -> int | None:
+def _reached(places: Places, config: Config) -> tuple[TriedTarget, ...]:
+    """What came of the last trial of the targets on the network that kdump.conf names now."""
+    return () if config.errors else read_tried(places.run_dir, {str(target) for target in config.targets})
+
+
+def _unreachable(
+    reached: tuple[TriedTarget, ...], targets: tuple[ResolvedTarget, ...], degraded: tuple[Trouble, ...]
+) -> tuple[tuple[Trouble, ...], tuple[Trouble, ...]]:
+    """Targets that cannot be used while others can, with those that were not reached; or none is left, and why."""
+    missing = tuple(
+        Trouble(
+            sentence=f"The target {one.target} could not be reached when it was last tried: {one.sentence}",
+            hint=f"{one.hint}; then: kdumpctl test-target" if one.hint else "kdumpctl test-target",
+        )
+        for one in reached
+        if one.result == FAILED
+    )
+    if len(missing) < len(targets):
+        return (*degraded, *missing), ()
+    return degraded, missing
+
+
+def _free_bytes(
+    config: Config, targets: tuple[ResolvedTarget, ...], reached: tuple[TriedTarget, ...], root: Path
+) -> int | None:
     """Of the first target, which is the one that is wanted."""
+    if config.targets and any(one.target == str(config.targets[0]) for one in reached):
+        return next(one.free_bytes for one in reached if one.target == str(config.targets[0]))
     if not targets or targets[0].block is None:
         return None
     try:

@@ -50,6 +50,7 @@ class Code(enum.StrEnum):
     CONFIG_ERROR = "config-error"
     CONFIG_WARNING = "config-warning"
     TARGET_UNUSABLE = "target-unusable"
+    TARGET_UNREACHABLE = "target-unreachable"
     TARGET_LOCKED = "target-locked-in-capture"
     KERNEL_NOT_FOUND = "kernel-not-found"
     IMAGE_MISSING = "image-missing"
@@ -254,9 +255,10 @@ class Surroundings:
     """What is worth knowing, and where it bodes ill a reason, but decides no rung of its own (fadump and topology do).
 
     `cma_missing` means that the command line asks for ,cma and the kernel set no such area aside. `image_appraised`
-    means that IMA wants a signature on the image. `free_bytes` is of the target, None while it is not mounted, and
-    `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown. `target_troubles` are those
-    of targets that cannot be used, where another one can; `raw_waiting` names crashes that lie on raw devices.
+    means that IMA wants a signature on the image. `free_bytes` is of the first target, None while it is not mounted or
+    nobody knows, and `dump_bytes` what a dump would hold now before it is compressed, 0 when unknown.
+    `target_troubles` are those of targets that cannot be used, where another one can; `unreachable` those of servers
+    where no target is left. `raw_waiting` names crashes that lie on raw devices.
     """
 
     next_boot: NextBoot = dataclasses.field(default_factory=NextBoot)
@@ -269,6 +271,7 @@ class Surroundings:
     free_bytes: int | None = None
     dump_bytes: int = 0
     target_troubles: tuple[Trouble, ...] = ()
+    unreachable: tuple[Trouble, ...] = ()
     raw_waiting: tuple[str, ...] = ()
     last_capture: LastCapture | None = None
     last_test: LastTest | None = None

@@ -226,6 +226,8 @@ def _beside(facts: Facts) -> Iterator[Reason]:
     if facts.target_trouble is not None:
         code = facts.target_trouble.code or Code.TARGET_UNUSABLE
         yield Reason(code=code, sentence=facts.target_trouble.sentence, cure=facts.target_trouble.hint)
+    for trouble in facts.around.unreachable:
+        yield Reason(code=Code.TARGET_UNREACHABLE, sentence=trouble.sentence, cure=trouble.hint)
 
 
 def _notes(facts: Facts) -> Iterator[Reason]:

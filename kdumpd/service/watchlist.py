@@ -20,6 +20,7 @@ from kdumpd.host.reservation import SIZE_PATHS
 from kdumpd.host.sysctl import SYSCTL_PATHS
 from kdumpd.service.places import Places
 from kdumpd.service.rehearsed import REHEARSAL_NAME
+from kdumpd.service.tried import REPORT_NAME
 
 _FOLDER = (
     inotify.CREATE
@@ -33,6 +34,8 @@ _FOLDER = (
 
 # Programs that load and unload capture kernels: the end of a run closes the program's file.
 _LOADERS = ("/usr/sbin/kexec", "/sbin/kexec", "/usr/bin/kexec")
+# systemd-networkd and NetworkManager: a file for each interface, written when its state changes; ifupdown.
+_NETWORKS = ("/run/systemd/netif/links", "/run/NetworkManager/devices", "/run/network")
 # Where udevd shows filesystems that came or went; the kernel's own event comes before.
 _LINKS = ("/dev/disk/by-uuid", "/dev/disk/by-label")
 
@@ -47,8 +50,13 @@ class Rule:
     names: frozenset[str] | None = None
 
 
-def watch_list(places: Places, release: str, *, crashes: Path | None, sources: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules for a machine that runs `release`, with its dumps in `crashes` and an image made of `sources`."""
+def watch_list(
+    places: Places, release: str, *, crashes: Path | None, sources: Iterable[str], network: bool = False
+) -> tuple[Rule, ...]:
+    """The rules for a machine that runs `release`, with its dumps in `crashes` and an image made of `sources`.
+
+    `network` says that there are targets on the network.
+    """
     root = places.root
     return (
         *_config(root),
@@ -61,11 +69,22 @@ def watch_list(places: Places, release: str, *, crashes: Path | None, sources: I
         *(rule for path in _LINKS for rule in _entries(below(root, path), "block")),
         *_entries(places.state_dir / release, "image"),
         _file(places.state_dir / REHEARSAL_NAME, "rehearsal"),
+        *(_network(places) if network else ()),
         *(() if crashes is None else _entries(crashes, "crashes")),
         *_sources(sources),
         *_values(root),
         Rule(path=below(root, "/proc/self/mountinfo"), mask=inotify.MODIFY, kind="mounts"),
     )
+
+
+def _network(places: Places) -> Iterator[Rule]:
+    """The report on the targets, and the files where those who set up the network note what they did: the service sees
+    no interfaces, and whoever does not leave notes is seen by the next trial."""
+    yield _file(places.run_dir / REPORT_NAME, "targets")
+    for folder in _NETWORKS:
+        path = below(places.root, folder)
+        if path.is_dir():
+            yield Rule(path=path, mask=inotify.CLOSE_WRITE | inotify.MOVED_TO | inotify.DELETE, kind="network")
 
 
 def _config(root: Path) -> Iterator[Rule]:

@@ -5,6 +5,7 @@ durable, reads it back, renames it, and takes all of it away."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,15 @@ from kdumpd.targets.target import Target
 _SIZE = 256 << 10
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """Of a target that works: sentences on what it cannot do, and the bytes that could be written there, None where
+    there is no way to know."""
+
+    notes: tuple[str, ...]
+    free_bytes: int | None
+
+
 @runtime_checkable
 class Disposable(Protocol):
     """A Store whose folder can be taken away again, once it is empty."""
@@ -23,8 +33,8 @@ class Disposable(Protocol):
         """Takes it away; nothing when that fails."""
 
 
-def probe_target(target: Target, alive: Callable[[], None]) -> list[str]:
-    """Raises the error that a capture would meet. Returns sentences on what this target cannot do."""
+def probe_target(target: Target, alive: Callable[[], None]) -> Probed:
+    """Raises the error that a capture would meet."""
     name = f"kdumpd-probe-{os.urandom(6).hex()}"
     data = os.urandom(_SIZE)
     with target.open_crash(name, alive) as store:
@@ -32,6 +42,7 @@ def probe_target(target: Target, alive: Callable[[], None]) -> list[str]:
             with store.create_file("probe.incomplete") as file:
                 file.write_at(0, data)
                 file.sync()
+                free = file.free_bytes()
             stored = store.stored("probe.incomplete")
             if stored is not None:
                 with contextlib.closing(stored):
@@ -44,4 +55,4 @@ def probe_target(target: Target, alive: Callable[[], None]) -> list[str]:
                 store.remove("probe")
                 if isinstance(store, Disposable):
                     store.discard()
-        return list(store.notes)
+        return Probed(notes=tuple(store.notes), free_bytes=free)

@@ -138,3 +138,12 @@ def test_success_is_what_the_entries_say(
     else:
         with pytest.raises(KdumpError, match=r"was set, but /boot/grub/grub.cfg has entries with crashkernel=128M"):
             memory.reservation(options)
+
+
+def test_an_ssh_target_adds_to_the_estimate(machine: FakeMachine) -> None:
+    def required() -> int:
+        return int(json.loads(kdumpctl("estimate", "--json", f"--root={machine.root}").stdout)["required_bytes"])
+
+    before = required()
+    machine.config("ssh root@192.0.2.1\npath /dumps\n")
+    assert required() - before == 18 << 20

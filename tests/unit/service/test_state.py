@@ -61,6 +61,7 @@ READY = Facts(
 )
 ERROR = Problem(file="/etc/kdump.conf", line=3, message="path must begin with a slash", fatal=True)
 WARNING = Problem(file="/etc/kdump.conf", line=4, message="unknown directive 'x'", fatal=False)
+UNREACHABLE = Surroundings(unreachable=(Trouble(sentence="Away", hint="kdumpctl test-target"),))
 OFF = {"crash_loaded": False, "loaded": None}
 OTHER = {"crash_loaded": True, "loaded": None}
 
@@ -117,6 +118,9 @@ def facts(**changes: object) -> Facts:
             ["kernel-not-found", "image-missing"],
         ),
         ({"target_trouble": Trouble(sentence="Gone"), **OFF}, "unloaded", ["target-unusable"]),
+        # a server that is away may be back at the crash: what is loaded stays
+        ({"around": UNREACHABLE}, "loaded", ["target-unreachable", "not-proven"]),
+        ({"around": UNREACHABLE, **OFF}, "unloaded", ["target-unreachable"]),
         (
             {"target_trouble": Trouble(sentence="LUKS", code=Code.TARGET_LOCKED), **OFF},
             "unloaded",
@@ -344,3 +348,19 @@ def test_status_of_what_others_loaded_has_no_time() -> None:
     assert make_status(facts(**OTHER)).loaded_since_usec == 0
     assert make_status(facts(**OFF)).loaded_since_usec == 0
     assert make_status(facts()).loaded_since_usec == RECORD.loaded_usec
+
+
+def test_paramiko_needs_memory_of_its_own() -> None:
+    def total(*, ssh: bool, measured: int | None = None) -> int:
+        return estimate(
+            kernel_bytes=56 * MIB,
+            packed_bytes=14_000_000,
+            unpacked_bytes=13_000_000,
+            memory_bytes=4 << 30,
+            measured_bytes=measured,
+            ssh=ssh,
+        ).total_bytes
+
+    assert total(ssh=True) - total(ssh=False) == 18 * MIB
+    # What was measured holds it already.
+    assert total(ssh=True, measured=200 * MIB) == total(ssh=False, measured=200 * MIB)

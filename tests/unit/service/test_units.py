@@ -22,6 +22,7 @@ LIMITS = {
     "kdumpd-build@.service": 30,
     "kdumpd-test-crash.service": 20,
     "kdumpd-recover.service": 20,
+    "kdumpd-test-target.service": 30,
 }
 
 
