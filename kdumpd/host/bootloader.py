@@ -152,24 +152,40 @@ def plan_change(values: Sequence[str], root: Path = Path("/"), run: Runner | Non
 
 
 def apply_change(change: Change, root: Path = Path("/"), run: Runner | None = None) -> None:
-    """Writes the files and runs the commands. When one fails, the files are as they were before. Raises KdumpError."""
+    """Writes the files and runs the commands. When one fails, the files are as they were before, and what the commands
+    made of them is made again. Raises KdumpError."""
     run = run or _runner(root)
     written: list[Edit] = []
+    begun: list[tuple[str, ...]] = []
     try:
         for edit in change.edits:
             if not edit.virtual:
                 _write(below(root, edit.path), edit.after)
                 written.append(edit)
         for command in change.commands:
+            begun.append(command)
             run(command)
     except (KdumpError, OSError) as error:
         for edit in reversed(written):
             _put_back(edit, root)
+        left = _run_again(begun, run) if written else ""
         if isinstance(error, PermissionError):
             raise DeniedError(f"{error.filename} may not be written", hint="use sudo") from error
         if isinstance(error, OSError):
             raise KdumpError(f"{error.filename} cannot be written: {os_reason(error)}; nothing was changed") from error
-        raise type(error)(f"{error.sentence}; the files are as they were", hint=error.hint) from error
+        raise type(error)(f"{error.sentence}; the files are as they were{left}", hint=error.hint) from error
+
+
+def _run_again(commands: Sequence[tuple[str, ...]], run: Runner) -> str:
+    """Kernels that were told before one of them failed have the new value already, and so may that one. What is to be
+    said of those for which it does not go."""
+    failed = []
+    for command in commands:
+        try:
+            run(command)
+        except KdumpError:
+            failed.append(" ".join(command))
+    return f", but this has to be run again once it works: {'; '.join(failed)}" if failed else ""
 
 
 def _plan_grub(wanted: tuple[str, ...], words: str, root: Path) -> Change:
