@@ -14,8 +14,8 @@ from kdumpd.errors import BuildError
 from kdumpd.host.files import below
 from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.host.watchdogs import read_armed
-from kdumpd.image import programs
 
+SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")  # where programs that are named without a folder are looked for
 _HOOKS_DIR = "/etc/kdump"
 # A checkout is asked first, so that what is tried out there is what runs.
 _PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
@@ -49,7 +49,7 @@ def _external(config: Config) -> tuple[str, ...]:
     name = config.dump.external[0]
     if name.startswith("/"):
         return (name,)
-    places = (f"{folder}/{name}" for folder in programs.SEARCH)
+    places = (f"{folder}/{name}" for folder in SEARCH)
     return (next((place for place in places if os.access(place, os.X_OK)), f"/usr/bin/{name}"),)
 
 

@@ -14,10 +14,10 @@ from kdumpd.config.model import Hooks
 from kdumpd.errors import BuildError, os_reason
 from kdumpd.host.files import below
 from kdumpd.image import contents, elf
+from kdumpd.image.capture import SEARCH
 from kdumpd.image.origin import Origin
 
 _HERE = Origin()
-SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _NESTED = 3
 
 
