@@ -21,7 +21,7 @@ from kdumpd.collector.dump import PHASES, Outcome, check_dump, summary, write_du
 from kdumpd.collector.early import EARLY_SEC, EarlyLog
 from kdumpd.collector.kernel_messages import read_messages
 from kdumpd.collector.options import DumpOptions, with_usable_codec
-from kdumpd.collector.progress import Progress, peak_rss
+from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
 from kdumpd.collector.supervised import Answers, Orders
 from kdumpd.config.capture import CaptureConfig, Destination, LocalDestination, NfsDestination
@@ -392,7 +392,7 @@ class _Run:
             dump=FileRecord(name=name, size_bytes=outcome.size_bytes, regions=outcome.regions) if dumped else None,
             log=log,
             pages=outcome.pages,
-            peak_rss_bytes=peak_rss(),
+            peak_rss_bytes=outcome.peak_memory(),
             lowest_available_bytes=self._progress.lowest_available,
             timings_sec=outcome.timings_sec,
             steps=tuple(source.steps) if source is not None else (),

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Copies pages from the core to the dump: read a batch, pack it, write it.
 
-Reading and writing are the main thread's; with more than one thread, others pack meanwhile, as the libraries that
-compress let the interpreter go on. Batches are written in the order in which they were read: the dump is the same
-for any number of threads.
+Reading and writing are this process's; with more than one cpu, others pack meanwhile. Batches are written in the order
+in which they were read: the dump is the same for any number of processes.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import queue
-import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -19,53 +16,44 @@ from typing import Self
 import numpy as np
 
 from kdumpd.collector.order import batches
+from kdumpd.collector.progress import available_memory
+from kdumpd.collector.workers import Workers
 from kdumpd.dumpfile.diskdump import Codec
-from kdumpd.dumpfile.native import PageBuffer
-from kdumpd.dumpfile.packing import GROUP, PackedPages, Packing
 from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import CrashedMemory
 
-# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. All
-# batches share them, so that memory has one bound, 4 MiB, for any number of threads.
-BATCH_PAGES = 512
-# More threads would only wait for the interpreter.
-MAX_THREADS = 8
+# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. A slot
+# takes twice as much: 4 MiB alone, and 2 MiB for each of several. Whole groups of packing.GROUP, so that what a page
+# becomes does not depend on the number of workers.
+_PAGES_ALONE = 512
+_PAGES_EACH = 256
+MAX_WORKERS = 16  # more would wait for the one that reads and writes
+_WORKER_BYTES = 5 << 20  # measured: its slot and what it does not share
+_SHARE = 8  # of what is available, the part that workers may take
 
 Pfns = NDArray[np.int64]
-
-
-class _Batch:
-    """Pages on their way, with room for what they are packed to."""
-
-    def __init__(self, pages: int) -> None:
-        self.source = PageBuffer(pages)
-        self.target = PageBuffer(pages)
-        self.pfns: Pfns = np.zeros(0, dtype=np.int64)
-        self.packed: PackedPages | None = None
-        self.error: BaseException | None = None
-        self.done = threading.Semaphore(0)
-
-    def result(self) -> PackedPages:
-        """Waits until it is packed."""
-        self.done.acquire()
-        packed, self.packed = self.packed, None
-        if self.error is not None or packed is None:
-            raise self.error or RuntimeError("a batch came back unpacked")
-        return packed
 
 
 @dataclasses.dataclass(slots=True)
 class Copied:
     """`zero` counts pages that took no room, `unreadable` are the pfns of those saved as zeros since their memory
-    could not be read."""
+    could not be read. Of the processes that pack: what memory they had, and how many ended before their time."""
 
     zero: int = 0
     unreadable: list[int] = dataclasses.field(default_factory=list)
+    workers_bytes: int = 0
+    workers_lost: int = 0
+
+
+def _affordable() -> int:
+    """How many workers there is memory for."""
+    available = available_memory()
+    return MAX_WORKERS if available is None else available // _SHARE // _WORKER_BYTES
 
 
 class Copier:
-    """Copies any number of stages to one writer; a context manager, as it may own threads."""
+    """Copies any number of stages to one writer; a context manager, as it may own processes."""
 
     def __init__(
         self,
@@ -73,30 +61,21 @@ class Copier:
         writer: PageWriter,
         *,
         codec: Codec,
-        level: int | None,
         threads: int,
         step: Callable[[], None],
         copied: Copied,
     ) -> None:
-        """`step` is called after each batch, `copied` is kept up to date."""
+        """`threads` is how many cpus are to be used. `step` is called after each batch, `copied` is kept up to date."""
         self._core = core
         self._writer = writer
         self._step = step
-        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        threads = max(1, min(threads, MAX_THREADS))
-        count = threads + 2 if threads > 1 else 1
-        # Whole groups of packing.GROUP, so that what a page becomes does not depend on the number of threads.
-        self._pages = BATCH_PAGES // count // GROUP * GROUP
-        self._idle = [_Batch(self._pages) for _ in range(count)]
-        self._packing = Packing(codec, level)
-        if threads > 1:
-            for number in range(threads):
-                packing = self._packing if number == 0 else Packing(codec, level)
-                thread = threading.Thread(target=self._serve, args=(packing,), name=f"pack-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
         self._copied = copied
+        count = min(threads, MAX_WORKERS, _affordable()) if codec is not Codec.RAW else 0
+        if count > 1:
+            self._pages, slots = _PAGES_EACH, count + 2
+        else:
+            self._pages, slots, count = _PAGES_ALONE, 1, 0
+        self._workers = Workers(count, codec, self._pages, slots)
 
     def __enter__(self) -> Self:
         return self
@@ -104,56 +83,34 @@ class Copier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._workers.__exit__()
+        self._copied.workers_bytes = self._workers.private_bytes
+        self._copied.workers_lost = self._workers.lost
 
-    def copy(self, pieces: Iterable[Pfns]) -> None:
-        """Copies the page frames of `pieces`, ascending. Raises what the writer's target raises.
+    def copy(self, pieces: Iterable[Pfns], level: int | None) -> None:
+        """Copies the page frames of `pieces`, ascending, packed at `level`. Raises what the writer's target raises;
+        the copier is of no use afterwards.
 
         A page that cannot be read is written as zeros.
         """
-        under_way: collections.deque[_Batch] = collections.deque()
-        try:
-            for pfns in batches(pieces, self._pages):
-                if not self._idle:
-                    self._write(under_way.popleft())
-                batch = self._idle.pop()
-                batch.pfns = pfns
-                bad = self._core.read_pages(pfns, batch.source.pages[: len(pfns)])
-                self._copied.unreadable.extend(ints(pfns[bad]))
-                if self._threads:
-                    self._queue.put(batch)
-                else:
-                    _pack(self._packing, batch)
-                under_way.append(batch)
-            while under_way:
-                self._write(under_way.popleft())
-        finally:
-            # After an error the others are left to end: their buffers must not be used while they are packed.
-            for batch in under_way:
-                batch.done.acquire()
-                self._idle.append(batch)
+        workers = self._workers
+        idle = list(range(len(workers.slots)))
+        under_way: collections.deque[Pfns] = collections.deque()
+        for pfns in batches(pieces, self._pages):
+            if not idle:
+                idle.append(self._write(under_way.popleft()))
+            slot = idle.pop()
+            bad = self._core.read_pages(pfns, workers.slots[slot].source.pages[: len(pfns)])
+            self._copied.unreadable.extend(ints(pfns[bad]))
+            workers.submit(slot, len(pfns), level)
+            under_way.append(pfns)
+        while under_way:
+            self._write(under_way.popleft())
 
-    def _write(self, batch: _Batch) -> None:
-        try:
-            packed = batch.result()
-            self._writer.write(packed, batch.pfns)
-            self._copied.zero += len(packed.sizes) - len(packed.parts)
-        finally:
-            self._idle.append(batch)
+    def _write(self, pfns: Pfns) -> int:
+        """Writes what was read first; the slot that is free then."""
+        slot, packed = self._workers.result()
+        self._writer.write(packed, pfns)
+        self._copied.zero += len(packed.sizes) - len(packed.parts)
         self._step()
-
-    def _serve(self, packing: Packing) -> None:
-        while (batch := self._queue.get()) is not None:
-            _pack(packing, batch)
-
-
-def _pack(packing: Packing, batch: _Batch) -> None:
-    batch.error = None
-    try:
-        batch.packed = packing(batch.source, batch.target, len(batch.pfns))
-    except BaseException as error:  # it is raised again where the batch is waited for
-        batch.error = error
-    batch.done.release()
+        return slot

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kdumpd.collector.copy import MAX_THREADS, Copied, Copier
+from kdumpd.collector.copy import MAX_WORKERS, Copied, Copier
 from kdumpd.collector.fit import Plan, fitting_plan
 from kdumpd.collector.options import DumpOptions
 from kdumpd.collector.order import Waiting
-from kdumpd.collector.progress import Progress, size_text
+from kdumpd.collector.progress import Progress, peak_rss, size_text
 from kdumpd.collector.room import room_for_bitmaps
 from kdumpd.collector.sample import AUTO_LEVELS, SampledPages, best_level
 from kdumpd.collector.source import Source
@@ -48,7 +48,7 @@ class Outcome:
     """What became of the dump, kept up to date so that a failure leaves it true.
 
     `level` and `compression_level` are those taken in the end, `timings_sec` what each part of the work took,
-    `unreadable` the pfns that were saved as zeros.
+    `unreadable` the pfns that were saved as zeros, `workers_bytes` the memory of processes that packed pages.
     """
 
     pages: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -57,8 +57,14 @@ class Outcome:
     compression_level: int | None = None
     regions: tuple[Region, ...] = ()
     unreadable: frozenset[int] = frozenset()
+    workers_bytes: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
     timings_sec: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def peak_memory(self) -> int | None:
+        """The most memory that the collector had, in bytes, with that of the processes that packed pages."""
+        peak = peak_rss()
+        return None if peak is None else peak + self.workers_bytes
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -194,35 +200,28 @@ def _copy(
     def step() -> None:
         progress.step(writer.written, writer.count, writer.written * PAGE_SIZE, writer.size)
 
-    def copier() -> Copier:
-        return Copier(
-            source.core,
-            writer,
-            codec=options.codec,
-            level=outcome.compression_level,
-            threads=options.threads,
-            step=step,
-            copied=copied,
-        )
-
-    outcome.compression_level = options.compression_level
+    outcome.compression_level = level = options.compression_level
+    copier = Copier(source.core, writer, codec=options.codec, threads=options.threads, step=step, copied=copied)
     try:
-        with outcome.timed("critical"), copier() as first:
-            for stage in source.stages():
-                first.copy([waiting.take(stage.pfns)])
-            writer.checkpoint()
-        if options.compression_level is None and options.codec is Codec.ZSTD:
-            with outcome.timed("measure"):
-                outcome.compression_level = _level_for(source, plan, writer, options.threads)
-        progress.phase("writing the rest")
-        with copier() as second:
+        with copier:
+            with outcome.timed("critical"):
+                for stage in source.stages():
+                    copier.copy([waiting.take(stage.pfns)], level)
+                writer.checkpoint()
+            if level is None and options.codec is Codec.ZSTD:
+                with outcome.timed("measure"):
+                    outcome.compression_level = level = _level_for(source, plan, writer, options.threads)
+            progress.phase("writing the rest")
             with outcome.timed("slab"):
-                second.copy(waiting.take_marked(plan.found.slab))
+                copier.copy(waiting.take_marked(plan.found.slab), level)
             with outcome.timed("rest"):
-                second.copy(waiting.take_all())
+                copier.copy(waiting.take_all(), level)
     finally:
         outcome.unreadable = frozenset(copied.unreadable)
+        outcome.workers_bytes = copied.workers_bytes
         outcome.pages.update(zero=copied.zero, unreadable=len(copied.unreadable))
+        if copied.workers_lost:
+            outcome.notes.append(f"{copied.workers_lost} processes that packed pages ended; others did their work")
         if copied.unreadable:
             named = ", ".join(f"{pfn:#x}" for pfn in copied.unreadable[:_MAX_NAMED_PFNS])
             more = "" if len(copied.unreadable) <= _MAX_NAMED_PFNS else ", ..."
@@ -239,5 +238,5 @@ def _level_for(source: Source, plan: Plan, writer: PageWriter, threads: int) -> 
     return best_level(
         {level: pages.packed(Codec.ZSTD, level) for level in AUTO_LEVELS},
         bytes_per_second=writer.data_size / writer.write_seconds,
-        threads=min(threads, MAX_THREADS),
+        threads=min(threads, MAX_WORKERS),
     )

@@ -43,8 +43,12 @@ _DEFLATE = _load("libdeflate.so.0")
 class PageBuffer:
     """Room for some pages, and their addresses as arguments."""
 
-    def __init__(self, count: int) -> None:
-        self.pages: NDArray[np.uint8] = np.empty((count, BLOCK_SIZE), dtype=np.uint8)
+    def __init__(self, count: int, memory: memoryview | None = None) -> None:
+        """In `memory`, of `count` pages, or in memory of its own."""
+        room: NDArray[np.uint8] = (
+            np.empty(count * BLOCK_SIZE, dtype=np.uint8) if memory is None else np.frombuffer(memory, dtype=np.uint8)
+        )
+        self.pages = room.reshape(count, BLOCK_SIZE)
         self.view = memoryview(self.pages).cast("B")  # type: ignore[arg-type] # numpy's arrays are buffers
         start = self.pages.ctypes.data
         self.addresses = list(map(_word, range(start, start + count * BLOCK_SIZE, BLOCK_SIZE)))

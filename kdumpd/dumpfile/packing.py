@@ -52,6 +52,18 @@ class PackedPages:
     sizes: NDArray[np.uint32]
     flags: NDArray[np.uint32]
 
+    @classmethod
+    def of(
+        cls, source: PageBuffer, target: PageBuffer, sizes: NDArray[np.uint32], flags: NDArray[np.uint32]
+    ) -> PackedPages:
+        """The pages of two buffers, as Packing.pack leaves them, to which this refers."""
+        filled = np.flatnonzero(sizes)
+        parts = [
+            (target if size < BLOCK_SIZE else source).view[at : at + size]
+            for at, size in zip(ints(filled * BLOCK_SIZE), ints(sizes[filled]), strict=True)
+        ]
+        return cls(parts, sizes, flags)
+
     def some(self, first: int, last: int) -> PackedPages:
         """The pages at positions [first, last)."""
         before, here = (int(np.count_nonzero(self.sizes[part])) for part in (slice(first), slice(first, last)))
@@ -74,13 +86,17 @@ class Packing:
 
     def __call__(self, source: PageBuffer, target: PageBuffer, count: int) -> PackedPages:
         """The first `count` pages of `source`. What it returns refers to both buffers."""
+        return PackedPages.of(source, target, *self.pack(source, target, count))
+
+    def pack(self, source: PageBuffer, target: PageBuffer, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Packs the first `count` pages of `source`, each to the same place of `target`; one that does not shrink is
+        left where it is. Their sizes and flags, as PackedPages has them."""
         filled = np.flatnonzero(~zero_pages(source.pages[:count]))
         sizes = np.zeros(count, dtype=np.uint64)
         sizes[filled] = BLOCK_SIZE
         compressor = self._compressor
         if compressor is None:
-            whole = [source.view[at : at + BLOCK_SIZE] for at in ints(filled * BLOCK_SIZE)]
-            return PackedPages(whole, sizes.astype(np.uint32), np.zeros(count, dtype=np.uint32))
+            return sizes.astype(np.uint32), np.zeros(count, dtype=np.uint32)
 
         # The first page of each group tells whether it is worth trying the others.
         groups = filled // GROUP
@@ -102,11 +118,7 @@ class Packing:
         shrunk = _shrunk(sizes)
         final = np.where(shrunk, sizes, np.uint64(0)).astype(np.uint32)
         final[filled[~shrunk[filled]]] = BLOCK_SIZE
-        parts = [
-            (target if size < BLOCK_SIZE else source).view[at : at + size]
-            for at, size in zip(ints(filled * BLOCK_SIZE), ints(final[filled]), strict=True)
-        ]
-        return PackedPages(parts, final, shrunk * np.uint32(self._codec))
+        return final, shrunk * np.uint32(self._codec)
 
 
 def _shrunk(sizes: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdumpd.collector.dump import PHASES, Outcome, check_dump, page_counts, summary, write_dump
 from kdumpd.collector.options import DumpOptions
-from kdumpd.collector.progress import Progress, peak_rss, size_text
+from kdumpd.collector.progress import Progress, size_text
 from kdumpd.collector.source import Source
 from kdumpd.collector.verbs import stats
 from kdumpd.collector.verbs.console import Console
@@ -147,7 +147,7 @@ def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[s
         "encrypted_to": list(options.encrypt_to),
         "pages": outcome.pages,
         "timings_sec": outcome.timings_sec,
-        "peak_rss_bytes": peak_rss(),
+        "peak_rss_bytes": outcome.peak_memory(),
         "steps": [dataclasses.asdict(step) for step in source.steps],
         "notes": list(dict.fromkeys((*source.notes, *outcome.notes))),
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kdumpd.collector.copy import BATCH_PAGES
 from kdumpd.collector.dump import page_counts
 from kdumpd.collector.order import Waiting, batches
 from kdumpd.collector.source import Source
@@ -21,6 +20,7 @@ from kdumpd.vmcore.classify import Classification
 from kdumpd.vmcore.memory import PAGE_SIZE
 from kdumpd.vmcore.rules import Level
 
+_PAGES_AT_ONCE = 512
 _ALL = int(Level.ZERO | Level.CACHE | Level.CACHE_PRIVATE | Level.USER | Level.FREE)
 
 
@@ -51,8 +51,8 @@ def mem_usage(options: CollectorOptions, console: Console) -> int:
 def _zero(source: Source, found: Classification) -> int:
     """Kept pages that hold nothing. A page that cannot be read is none of them."""
     zero = 0
-    pages = np.empty((BATCH_PAGES, PAGE_SIZE), dtype=np.uint8)
-    for pfns in batches(Waiting(found.kept.copy()).take_all(), BATCH_PAGES):
+    pages = np.empty((_PAGES_AT_ONCE, PAGE_SIZE), dtype=np.uint8)
+    for pfns in batches(Waiting(found.kept.copy()).take_all(), _PAGES_AT_ONCE):
         bad = source.core.read_pages(pfns, pages[: len(pfns)])
         zero += int(np.count_nonzero(zero_pages(pages[: len(pfns)]))) - len(bad)
     return zero

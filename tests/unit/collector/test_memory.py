@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -26,17 +27,6 @@ TOP = Path(__file__).resolve().parents[3]
 SIXTEEN_TIB = 1 << 32  # page frames
 LIMIT = 60 << 20
 
-# Prints what the whole program, imports included, needed at most.
-PROGRAM = """
-import sys
-from kdumpd.collector.__main__ import main
-status = main(sys.argv[1:])
-for line in open("/proc/self/status"):
-    if line.startswith("VmHWM:"):
-        print("peak", int(line.split()[1]) * 1024)
-sys.exit(status)
-"""
-
 
 @pytest.fixture
 def kernel() -> FakeKernel:
@@ -47,12 +37,19 @@ def kernel() -> FakeKernel:
 
 
 def peak(core: Path, out: Path, threads: int) -> int:
-    words = ["-z", "-d", "31", "--num-threads", str(threads), str(core), str(out)]
+    """Of the whole program, imports included, and of the processes that it started."""
+    words = ["-z", "-d", "31", "--json", "--num-threads", str(threads), str(core), str(out)]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], cwd=TOP, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "kdumpd.collector", *words],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.split("peak ")[1])
+    peak: int = json.loads(done.stdout)["peak_rss_bytes"]
+    return peak
 
 
 @pytest.mark.parametrize("threads", [1, 2])
