@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """kdumpd-collect: a filtered, compressed dump from a vmcore, as a command.
 
-The word `capture` runs the whole capture from the settings in the image, as the supervisor orders; everything else is
-a command line like makedumpfile's (collector.command_line).
+The word `capture` runs the whole capture from the settings in the image, as the supervisor orders, `fence` tells a
+cluster of it; everything else is a command line like makedumpfile's (collector.command_line).
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from kdumpd.collector.supervised import parse_orders
 
         return capture(Places(), parse_orders(words[1:]))
+    if words[:1] == ["fence"]:
+        from kdumpd.collector.fence import announce
+
+        return announce()
     return _command(words)
 
 

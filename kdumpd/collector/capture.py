@@ -187,7 +187,7 @@ class _Run:
                 with self._limited():
                     store = stack.enter_context(target.open_crash(name, progress.alive))
                 manifest = self._save(store)
-                where = store.where
+                where, mounted = store.where, mounted_as(places.mountpoint)
         except KdumpError as error:
             self._failed(destination, str(error))
             return False
@@ -200,6 +200,7 @@ class _Run:
         if manifest.result is Result.COMPLETE and manifest.dump is not None:
             took = (manifest.finished_usec - manifest.started_usec) / 1e6
             name = self.names.get(DUMP_NAME, DUMP_NAME) + (ENCRYPTED_SUFFIX if self._settings.encrypt_to else "")
+            self._answers.tell("mount", mounted)
             progress.say(f"SAVED {where}/{name}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
             return True
         self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
@@ -398,6 +399,16 @@ class _Run:
             steps=tuple(source.steps) if source is not None else (),
             notes=tuple(dict.fromkeys(self.notes)),
         )
+
+
+def mounted_as(mountpoint: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Device, filesystem and options of what is mounted there, as proc_pid_mounts(5) has them; "" for nothing."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = (line.split()[:4] for line in reversed(lines))
+    return next((f"{device} {kind} {how}" for device, where, kind, how in found if where == str(mountpoint)), "")
 
 
 def image_id(path: Path) -> str | None:

@@ -5,7 +5,8 @@ in /run/kdumpd/answers.
 Each answer is a file of one line.
 
 `target` is the number of the target under way, from 1 on; `result` that of the manifest, `name` and `path` where it
-was saved, `reason` why there is no dump; `told` exists as soon as a manifest lies on any target.
+was saved, `mount` the filesystem that has the dump as /proc/mounts showed it, `reason` why there is no dump; `told`
+exists as soon as a manifest lies on any target.
 """
 
 from __future__ import annotations

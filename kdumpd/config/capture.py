@@ -112,6 +112,29 @@ class SshDestination:
         return f"{self.directory} on {self.user}@{host}{port} (ssh)"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Other nodes of a cluster, who are told that this machine is dumping, so that they do not switch it off.
+
+    `program` is fence_kdump_send(8), `args` are its options, `addresses` what `nodes` had when the host looked.
+    """
+
+    program: str
+    nodes: tuple[str, ...]
+    args: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Fence:
+        """Reads what dataclasses.asdict and JSON made of it. Raises TypeError or KeyError."""
+        _require(raw["program"], str, "program")
+        lists = {name: tuple(raw[name]) for name in ("nodes", "args", "addresses")}
+        for name, words in lists.items():
+            for word in words:
+                _require(word, str, name)
+        return cls(program=raw["program"], **lists)
+
+
 Destination: TypeAlias = LocalDestination | RawDestination | NfsDestination | SshDestination
 _KINDS: dict[str, type[Destination]] = {
     "local": LocalDestination,
@@ -129,7 +152,7 @@ class CaptureConfig:
     `destinations` are tried in their order until one has the dump. `kernel` is the release of the kernel this image
     was made for. `encrypt_to` are public keys of age: with any, nothing is written that is not encrypted to them.
     `hooks`, `extra_bins` and `extra_modules` are in the image besides what kdumpd itself needs.
-    `network` is what leads to destinations on the network.
+    `network` is what leads to destinations on the network, and to the nodes of `fence`.
     `watchdogs` are drivers of those that go on counting in the capture kernel.
     """
 
@@ -147,11 +170,13 @@ class CaptureConfig:
     network: Network | None = None
     watchdogs: tuple[str, ...] = ()
     layout: Layout = Layout.KDUMPD
+    fence: Fence | None = None
 
     @property
     def asked(self) -> CaptureConfig:
         """Without what is only found out when an image is built: addresses of servers, and the way to them."""
-        return dataclasses.replace(self, destinations=tuple(map(_asked, self.destinations)), network=None)
+        fence = None if self.fence is None else dataclasses.replace(self.fence, addresses=())
+        return dataclasses.replace(self, destinations=tuple(map(_asked, self.destinations)), network=None, fence=fence)
 
     @property
     def added_modules(self) -> tuple[str, ...]:
@@ -184,6 +209,7 @@ class CaptureConfig:
             fields["hooks"] = Hooks.from_dict(fields["hooks"])
             for name in ("extra_bins", "extra_modules", "watchdogs"):
                 fields[name] = tuple(fields[name])
+            fields["fence"] = None if fields["fence"] is None else Fence.from_dict(fields["fence"])
             fields["network"] = None if fields["network"] is None else Network.from_dict(fields["network"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:

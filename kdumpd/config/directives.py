@@ -22,6 +22,7 @@ from kdumpd.config.core_collector import (
 )
 from kdumpd.config.layout import Layout, host_label
 from kdumpd.config.model import FINAL_ACTIONS, Action, Compression, DumpSettings, OnUnload
+from kdumpd.config.target_lines import host_name
 from kdumpd.config.values import absolute_path, choice, one_path, seconds, size_or_percent, switch, whole_number, words
 
 Changes = dict[str, object]
@@ -98,6 +99,21 @@ def _extra_bins(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(absolute_path(word, "a program") for word in value.split()))
 
 
+def _fence_nodes(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(host_name, value.split())))
+
+
+def _fence_args(value: str) -> tuple[str, ...]:
+    """Those of fence_kdump_send(8) that a message to the nodes can have."""
+    number = r"[0-9]{1,5}"
+    option = rf"(-[pci] ?|--(ipport|count|interval)[= ]){number}|(-f ?|--family[= ])(auto|ipv4|ipv6)|-v|--verbose"
+    if not re.fullmatch(rf"({option})( ({option}))*", " ".join(value.split())):
+        raise ValueError(
+            f"'{value}' are not arguments of fence_kdump_send: -p PORT, -f FAMILY, -c COUNT, -i SECONDS, -v"
+        )
+    return tuple(value.split())
+
+
 def _program(name: str) -> Reader:
     return _field(name, lambda text: one_path(text, "the program to run"))
 
@@ -126,6 +142,8 @@ READERS: Mapping[str, Reader] = {
     "encrypt_to": _field("encrypt_to", recipient_keys),
     "force_rebuild": _force_rebuild,
     "force_no_rebuild": _field("force_no_rebuild", switch),
+    "fence_kdump_nodes": _field("fence_nodes", _fence_nodes),
+    "fence_kdump_args": _field("fence_args", _fence_args),
     "kdump_pre": _program("kdump_pre"),
     "kdump_post": _program("kdump_post"),
     "kdump_emergency": _program("kdump_emergency"),
@@ -147,9 +165,5 @@ REPEATED = frozenset({"encrypt_to"})
 # Old names of RHEL's.
 ALIASES = {"default": "failure_action"}
 # Directives of RHEL's language that change nothing in how this version captures: a note, not an error.
-WITHOUT_EFFECT = frozenset({
-    "auto_reset_crashkernel", "fence_kdump_args",
-})  # fmt: skip
-# Those whose loss somebody would notice only after the crash: refused, rather than left out in silence.
-UNAVAILABLE = frozenset({"fence_kdump_nodes"})
+WITHOUT_EFFECT = frozenset({"auto_reset_crashkernel"})
 OBSOLETE = frozenset({"options", "link_delay", "disk_timeout", "debug_mem_level", "blacklist"})

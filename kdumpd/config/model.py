@@ -189,8 +189,9 @@ class Config:
     """kdump.conf and its drop-ins, merged.
 
     `targets` are tried in their order; without one it is the filesystem that holds `path`. `sshkey` is the file of the
-    private key for ssh targets, None for kdumpd's own. `encrypt_to` are public keys of age. `kdump_pre`, `kdump_post`
-    and `kdump_emergency` are programs that run before, after and when no dump was made; `extra_bins` and
+    private key for ssh targets, None for kdumpd's own. `encrypt_to` are public keys of age. `fence_nodes` are other
+    nodes of a cluster, which fence_kdump_send(8) tells, with `fence_args`, that this one is dumping. `kdump_pre`,
+    `kdump_post` and `kdump_emergency` are programs that run before, after and when no dump was made; `extra_bins` and
     `extra_modules` are to be in the image too. `keep_crashes` and `keep_days` say which dumps may be removed once
     there are newer ones; None for none.
 
@@ -206,6 +207,8 @@ class Config:
     failure_action: Action = Action.REBOOT
     encrypt_to: tuple[str, ...] = ()
     deadlines: Deadlines = DEFAULT_DEADLINES
+    fence_nodes: tuple[str, ...] = ()
+    fence_args: tuple[str, ...] = ()
     kdump_pre: str | None = None
     kdump_post: str | None = None
     kdump_emergency: str | None = None

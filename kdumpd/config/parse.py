@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdumpd.config import target_lines
-from kdumpd.config.directives import ALIASES, OBSOLETE, READERS, REPEATED, UNAVAILABLE, WITHOUT_EFFECT
+from kdumpd.config.directives import ALIASES, OBSOLETE, READERS, REPEATED, WITHOUT_EFFECT
 from kdumpd.config.model import Compression, Config, Problem
 from kdumpd.config.targets import Target
 from kdumpd.config.values import did_you_mean
@@ -29,8 +29,8 @@ _COLLECTOR = ("dump.levels", "dump.compression", "dump.threads")
 
 
 def directives() -> frozenset[str]:
-    """All names that mean something here, if only that they are refused."""
-    return frozenset(READERS) | frozenset(ALIASES) | target_lines.NAMES | UNAVAILABLE | WITHOUT_EFFECT | OBSOLETE
+    """All names that mean something here, if only that they change nothing."""
+    return frozenset(READERS) | frozenset(ALIASES) | target_lines.NAMES | WITHOUT_EFFECT | OBSOLETE
 
 
 def _code(line: str) -> str:
@@ -113,8 +113,6 @@ class _File:
             raise ValueError(f"'{name}' was already set in line {first}")
         if name in WITHOUT_EFFECT:
             self._complain(number, f"'{name}' has no effect in this version", fatal=False)
-        elif name in UNAVAILABLE:
-            raise ValueError(f"'{name}' is not available in this version; remove the line")
         else:
             self._values.update(READERS[key](value))
             if name in REPEATED:

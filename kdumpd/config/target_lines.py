@@ -74,7 +74,7 @@ def _nfs(value: str) -> NfsTarget:
         raise ValueError(f"'{server}' has a user in it, which NFS does not know; write nfs HOST:/EXPORT")
     if server.count(":") > 1 and not server.startswith("["):
         raise ValueError(f"an IPv6 address stands in brackets here; did you mean 'nfs [{server}]:/{export}'?")
-    return NfsTarget(server=_host(server), export=absolute_path(f"/{export}", "the folder that the server exports"))
+    return NfsTarget(server=host_name(server), export=absolute_path(f"/{export}", "the folder that the server exports"))
 
 
 def _ssh(value: str) -> SshTarget:
@@ -101,7 +101,7 @@ def _ssh(value: str) -> SshTarget:
         host, _, port = rest.partition(":")
         if not port:
             raise ValueError(f"'{rest}' ends where a port should stand")
-    return SshTarget(user=user, host=_host(host), port=_port(port) if port else _SSH_PORT)
+    return SshTarget(user=user, host=host_name(host), port=_port(port) if port else _SSH_PORT)
 
 
 def _port(text: str) -> int:
@@ -110,7 +110,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _host(text: str) -> str:
+def host_name(text: str) -> str:
     """A name or an address, IPv6 with or without brackets; what is returned has none."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if ":" in bare or bare != text:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.capture import CaptureConfig
+from kdumpd.config.capture import CaptureConfig, Fence
 from kdumpd.config.model import Config, Hooks
 from kdumpd.errors import BuildError
 from kdumpd.host.files import below
@@ -16,6 +16,12 @@ from kdumpd.host.mounts import ResolvedTarget
 from kdumpd.host.watchdogs import read_armed
 
 SEARCH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")  # where programs that are named without a folder are looked for
+# Where fence-agents of RHEL, of Debian and of SUSE have it.
+_FENCE_SEND = (
+    "/usr/libexec/fence_kdump_send",
+    "/usr/libexec/fence-agents/fence_kdump_send",
+    "/usr/lib/fence_kdump_send",
+)
 _HOOKS_DIR = "/etc/kdump"
 # A checkout is asked first, so that what is tried out there is what runs.
 _PLACES = (Path(__file__).resolve().parents[2], Path("/usr/share/kdumpd"), Path("/usr/local/share/kdumpd"))
@@ -25,6 +31,7 @@ def capture_config(
     config: Config, resolved: Sequence[ResolvedTarget], hostname: str, release: str, root: Path = Path("/")
 ) -> CaptureConfig:
     """The settings of a capture by kernel `release` on machine `hostname`, whose hooks are looked for below `root`."""
+    fence = _fence(config, root)
     return CaptureConfig(
         hostname=hostname,
         kernel=release,
@@ -35,10 +42,11 @@ def capture_config(
         encrypt_to=config.encrypt_to,
         deadlines=config.deadlines,
         hooks=read_hooks(config, root),
-        extra_bins=tuple(dict.fromkeys((*_external(config), *config.extra_bins))),
+        extra_bins=tuple(dict.fromkeys((*_external(config), *_programs(fence), *config.extra_bins))),
         extra_modules=config.extra_modules,
         watchdogs=read_armed(root),
         layout=config.layout,
+        fence=fence,
     )
 
 
@@ -51,6 +59,18 @@ def _external(config: Config) -> tuple[str, ...]:
         return (name,)
     places = (f"{folder}/{name}" for folder in SEARCH)
     return (next((place for place in places if os.access(place, os.X_OK)), f"/usr/bin/{name}"),)
+
+
+def _fence(config: Config, root: Path) -> Fence | None:
+    """Whom to tell, and with what; where the program is not found, a place to complain of."""
+    if not config.fence_nodes:
+        return None
+    found = (place for place in _FENCE_SEND if any(os.access(path, os.X_OK) for path in (below(root, place), place)))
+    return Fence(program=next(found, _FENCE_SEND[0]), nodes=config.fence_nodes, args=config.fence_args)
+
+
+def _programs(fence: Fence | None) -> tuple[str, ...]:
+    return () if fence is None else (fence.program,)
 
 
 def read_hooks(config: Config, root: Path = Path("/")) -> Hooks:

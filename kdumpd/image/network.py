@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdumpd.config.capture import CaptureConfig, Destination, NfsDestination, SshDestination
+from kdumpd.config.capture import CaptureConfig, Destination, Fence, NfsDestination, SshDestination
 from kdumpd.config.network import LinkKind, Network
 from kdumpd.errors import BuildError, KdumpError
 from kdumpd.host.network import card_devices, look_up, read_network
@@ -38,11 +38,29 @@ def with_network(capture: CaptureConfig, root: Path, notes: list[str]) -> Captur
                 troubles.append(error)
                 notes.append(f"dumps cannot go to {destination}: {error}")
         destinations.append(destination)
+    fence, network = _with_nodes(capture.fence, network, root, notes)
     if troubles and len(troubles) == len(destinations):
         raise troubles[0]
     return dataclasses.replace(
-        capture, destinations=tuple(destinations), network=network if network.interfaces else None
+        capture, destinations=tuple(destinations), network=network if network.interfaces else None, fence=fence
     )
+
+
+def _with_nodes(fence: Fence | None, network: Network, root: Path, notes: list[str]) -> tuple[Fence | None, Network]:
+    """The nodes of a cluster with their addresses, and the network that leads to them too. Who cannot be reached
+    becomes a sentence in `notes`: the dump comes first."""
+    if fence is None:
+        return None, network
+    addresses: dict[str, None] = {}
+    for node in fence.nodes:
+        try:
+            reached, found = _reachable(look_up(node), root)
+            # One message a node: all addresses of a name are the same one's.
+            addresses.setdefault(reached[0])
+            network = _joined(network, found)
+        except KdumpError as error:
+            notes.append(f"the node {node} will not be told of a crash: {error}")
+    return dataclasses.replace(fence, addresses=tuple(addresses)), network
 
 
 def _reachable(addresses: Sequence[str], root: Path) -> tuple[tuple[str, ...], Network]:

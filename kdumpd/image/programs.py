@@ -32,7 +32,8 @@ def add_programs(
     for path in hooks.programs:
         adding.add(path, below(root, path), "the hook")
     for path in extra_bins:
-        adding.add(path, Path(origin.place(path)), "the program of extra_bins")
+        there = below(root, path)
+        adding.add(path, there if there.is_file() else Path(origin.place(path)), "the program")
     return adding.elfs
 
 

@@ -48,6 +48,7 @@ def _settings(capture: CaptureConfig) -> list[tuple[str, object]]:
         ("deadline_stall", deadlines.stall_sec),
         ("deadline_hook", deadlines.hook_sec),
         ("late_hooks", len(late)),
+        ("fence", "yes" if capture.fence is not None and capture.fence.addresses else "no"),
         ("watchdog", "yes" if capture.watchdogs else "no"),
         ("messages", "no" if capture.encrypt_to else "yes"),  # a shell encrypts nothing
         *(

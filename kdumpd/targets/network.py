@@ -8,6 +8,7 @@ target finds the network as the first one left it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from kdumpd.targets.target import Store, Target
 
 _POLL_SEC = 0.2
 _NET = Path("/sys/class/net")
+_LOCK = Path("/run/kdumpd/network.lock")
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 
@@ -69,12 +71,15 @@ def _make(interface: Interface, names: dict[str, str], end: float, alive: Callab
     name = interface.name
     if interface.kind is LinkKind.CARD:
         name = _await_card(interface, end, alive, sysfs)
-    elif not (sysfs / name).exists():
-        if interface.kind is LinkKind.VLAN:
-            below = names[interface.lower[0]]
-            _ip("link", "add", "link", below, "name", name, "type", "vlan", "id", str(interface.vlan))
-        else:
-            _bond(interface, names, sysfs)
+    else:
+        with _alone(end, alive):
+            if (sysfs / name).exists():
+                pass
+            elif interface.kind is LinkKind.VLAN:
+                below = names[interface.lower[0]]
+                _ip("link", "add", "link", below, "name", name, "type", "vlan", "id", str(interface.vlan))
+            else:
+                _bond(interface, names, sysfs)
     if interface.mtu != 1500:
         _ip("link", "set", "dev", name, "mtu", str(interface.mtu))
     # Others are asked whether they have an address (DAD) before an IPv6 one can be used: there is no time for that, and
@@ -83,6 +88,25 @@ def _make(interface: Interface, names: dict[str, str], end: float, alive: Callab
         (_IPV6 / name / "accept_dad").write_text("0\n")
     _ip("link", "set", "dev", name, "up")
     return name
+
+
+@contextlib.contextmanager
+def _alone(end: float, alive: Callable[[], None]) -> Iterator[None]:
+    """Two processes would make the same bond, each in the way of the other."""
+    try:
+        file = _LOCK.open("w")
+    except OSError:
+        yield  # nowhere but in a capture kernel is there another one
+        return
+    with file:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                alive()
+                time.sleep(_POLL_SEC)
+        yield
 
 
 def _await_card(interface: Interface, end: float, alive: Callable[[], None], sysfs: Path) -> str:

@@ -296,3 +296,13 @@ def test_image_id_and_peak(tmp_path: Path) -> None:
     assert peak is not None
     assert peak > 5 << 20
     assert json.dumps(peak)
+
+
+def test_what_is_mounted_is_told_as_the_kernel_shows_it(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    where = Path("/run/kdumpd/target")
+    lines = ("tmpfs /run tmpfs rw", f"/dev/vda {where} ext4 rw,noatime", f"10.0.0.1:/x {where} nfs4 rw,vers=4.2")
+    mounts.write_text("".join(f"{line} 0 0\n" for line in lines))
+    assert capturing.mounted_as(where, mounts) == "10.0.0.1:/x nfs4 rw,vers=4.2"  # the one on top
+    assert capturing.mounted_as(Path("/mnt"), mounts) == ""
+    assert capturing.mounted_as(where, tmp_path / "none") == ""

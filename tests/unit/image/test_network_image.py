@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import stat
 from pathlib import Path
 
 import pytest
 
-from kdumpd.config.capture import CaptureConfig, Destination, LocalDestination, NfsDestination, SshDestination
+from kdumpd.config.capture import CaptureConfig, Destination, Fence, LocalDestination, NfsDestination, SshDestination
 from kdumpd.config.model import DEFAULT_DUMP, Action
+from kdumpd.config.network import Interface, LinkKind, Network
 from kdumpd.errors import BuildError, KdumpError, TargetError
 from kdumpd.image import contents, network, pyclosure
+from kdumpd.image.supervisor import supervisor_files
 
 DISK = LocalDestination(device="UUID=0", fstype="ext4", directory="/crash")
 ACCOUNT = SshDestination(user="dumps", host="server", port=22, directory="/srv")
@@ -47,6 +50,31 @@ def test_the_key_is_private_and_only_the_target_is_trusted(root: Path) -> None:
     assert [path for path, entry in tree.entries.items() if b"the key" in entry.content] == [
         "etc/kdumpd/ssh/id_ed25519"
     ]
+
+
+def test_the_nodes_of_a_cluster_need_the_network(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not known costs a note; a dump to a disk needs neither."""
+    way = Network(interfaces=(Interface(name="eth0", kind=LinkKind.CARD, mac="52:54:00:00:00:00"),))
+    monkeypatch.setattr(network, "read_network", lambda addresses, root: way)
+
+    def look_up(name: str) -> tuple[str, ...]:
+        if name == "lost":
+            raise TargetError("lost has no address")
+        return ("192.0.2.7", "2001:db8::7")
+
+    monkeypatch.setattr(network, "look_up", look_up)
+    fence = Fence(program="/usr/libexec/fence_kdump_send", nodes=("lost", "node2"))
+    asked = dataclasses.replace(settings(DISK), fence=fence)
+    notes: list[str] = []
+    capture = network.with_network(asked, root, notes)
+    assert capture.fence is not None
+    assert capture.fence.addresses == ("192.0.2.7",)
+    assert capture.network == way
+    assert notes == ["the node lost will not be told of a crash: lost has no address"]
+    assert capture.asked == asked
+    assert CaptureConfig.from_json(capture.to_json(), "capture.json") == capture
+    assert "fence yes\n" in supervisor_files(capture)["etc/kdumpd/supervisor"]
+    assert "fence no\n" in supervisor_files(asked)["etc/kdumpd/supervisor"]
 
 
 def test_a_disk_needs_neither_key_nor_network(root: Path) -> None:

@@ -171,6 +171,20 @@ def test_what_a_dead_collector_left_mounted_goes_away(init: Supervisor) -> None:
     assert said.splitlines() == [f"umount {init.run}/target", f"umount -l {init.run}/early"]
 
 
+def test_programs_find_the_dump_where_it_can_be_mounted(init: Supervisor) -> None:
+    script = 'KDUMP_PATH=/crash/vm-1; show_dump; echo "at=$KDUMP_DIR"'
+    (init.run / "answers/mount").write_text("/dev/vda ext4 rw,nosuid,noatime\n")
+    assert init.call(script) == "at=\n"  # nobody asks
+    init.hooks("kdump_post", "true")
+    assert init.call(script).splitlines() == [
+        f"mount -t ext4 -o rw,nosuid,noatime /dev/vda {init.run}/target",
+        f"at={init.run}/target/crash/vm-1",
+    ]
+    assert init.call(f"mount() {{ return 32; }}; {script}") == "at=\n"
+    (init.run / "answers/mount").write_text("\n")
+    assert init.call(script) == "at=\n"
+
+
 def test_a_zombie_with_any_name_counts_as_dead(init: Supervisor) -> None:
     done = init.call("""
         busybox sh -c 'echo "a) R (b" >/proc/self/comm; exit 7' &
