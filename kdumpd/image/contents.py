@@ -29,7 +29,7 @@ MODULES = "kdumpd/modules"
 FIRMWARE = "kdumpd/firmware"
 # What init and the collector call; `applets` checks that this busybox has them.
 APPLETS = (
-    *("cat", "date", "dmesg", "env", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv"),
+    *("cat", "date", "dd", "dmesg", "env", "findfs", "halt", "insmod", "kill", "ls", "mkdir", "mount", "mv", "od"),
     *("poweroff", "ps", "reboot", "rm", "setsid", "sh", "sleep", "stat", "sync", "touch", "tr", "umount"),
 )
 _HERE = Origin()

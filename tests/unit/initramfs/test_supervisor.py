@@ -55,6 +55,7 @@ class Supervisor:
             "/sys/class/watchdog": "watchdog",
             "/dev/console": "console",
             "/proc/mounts": "mounts",
+            "/proc/vmcore": "vmcore",
             '"/dev/$1"': "dev/$1",
             "/etc/kdumpd": "conf",
             "/run/kdumpd": "run",
