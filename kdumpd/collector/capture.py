@@ -93,6 +93,21 @@ def _capture(places: Places, orders: Orders, progress: Progress, answers: Answer
     except KdumpError as error:
         trouble = error  # still told on the target: somebody will look there
         progress.say(f"{places.vmcore} cannot be used: {error}")
+    with source or contextlib.nullcontext():
+        return _deliver(places, orders, progress, answers, settings, started, source, trouble)
+
+
+def _deliver(
+    places: Places,
+    orders: Orders,
+    progress: Progress,
+    answers: Answers,
+    settings: CaptureConfig,
+    started: int,
+    source: Source | None,
+    trouble: KdumpError | None,
+) -> int:
+    """One target after the other, until one has it."""
     lines = source.log_lines() if source is not None else []
     panic = panic_line(lines)
     if panic is not None and not settings.encrypt_to:

@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import selectors
+import select
 import signal
 import subprocess
 import time
@@ -121,12 +121,12 @@ class _Output:
         self._progress = progress
         self._fd = process.stdout.fileno()
         self._worked = 0
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._fd, selectors.EVENT_READ)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; nothing at the end."""
-        while not self._selector.select(_POLL_SEC):
+        while not self._poll.poll(_POLL_SEC * 1000):
             self._look()
         data = os.read(self._fd, min(size, _PIECE))
         self._progress.alive()

@@ -85,6 +85,14 @@ class Source:
         """Raises VmcoreError only when `path` is neither a core file of memory nor a dump, KdumpError when a
         `vmlinux` is given and cannot be used."""
         core = open_memory(path)
+        try:
+            return cls._of(core, vmlinux)
+        except BaseException:
+            core.close()
+            raise
+
+    @classmethod
+    def _of(cls, core: CrashedMemory, vmlinux: Path | None) -> Source:
         notes: list[str] = list(core.doubts)
         note = core.vmcoreinfo_note()
         if note is None:

@@ -53,8 +53,10 @@ def save(
 ) -> Manifest:
     """Runs the part between mount and unmount; the manifest as it lies on the disk."""
     progress = Progress(5, stream=io.StringIO())
-    with CrashDirectory.create(folder, "crash", "host-1") as directory:
-        source = Source.open(core) if core is not None else None
+    with (
+        CrashDirectory.create(folder, "crash", "host-1") as directory,
+        Source.open(core) if core is not None else contextlib.nullcontext() as source,
+    ):
         lines = ["one", "Kernel panic - not syncing: x", "two"] if lines is None else lines
         run = capturing._Run(SETTINGS, progress, "image", 1, source, trouble, lines)
         returned = run._save(directory)

@@ -25,6 +25,7 @@ from kdumpd.config.model import DEFAULT_DUMP, Action, Deadlines
 from kdumpd.crashes.index import Standing, read_crashes
 from kdumpd.crashes.verify import verify
 from kdumpd.dumpfile.manifest import Manifest, Result
+from kdumpd.dumpfile.stored import Stored
 from kdumpd.errors import DumpFormatError, TargetError
 from kdumpd.targets import choose
 from kdumpd.targets.files import CrashDirectory
@@ -136,7 +137,8 @@ def test_debians_layout_without_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     assert found.standing is Standing.INTERRUPTED
 
 
-def fails(*_: object) -> None:
+def fails(stored: Stored, *_: object) -> None:
+    stored.close()
     raise DumpFormatError("it does not read back")
 
 

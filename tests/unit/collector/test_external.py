@@ -55,9 +55,8 @@ def save(folder: Path, core: Path, *words: str, limit_sec: float | None = None) 
     )
     assert settings.dump.external == words
     assert CaptureConfig.from_json(settings.to_json(), "capture.json") == settings
-    with CrashDirectory.create(folder, "crash", "host-1") as directory:
+    with CrashDirectory.create(folder, "crash", "host-1") as directory, Source.open(core) as source:
         progress = Progress(5, stream=io.StringIO())
-        source = Source.open(core)
         run = capturing._Run(settings, progress, "image", 1, source, None, ["one", "two"], vmcore=core)
         run._until = None if limit_sec is None else time.monotonic() + limit_sec
         run._save(directory)

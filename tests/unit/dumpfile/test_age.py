@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -58,15 +59,13 @@ def seal(data: bytes, *recipients: bytes, pieces: int = 50_000) -> bytes:
 
 def unseal(path: Path, *identities: bytes) -> tuple[bytes, bool]:
     """What can be read from front to back, and whether it is all. Raises KdumpError for damage."""
-    file = SealedFile(open_plain(path), lambda header, name: find_file_key(header, identities, name))
-    try:
+    with contextlib.closing(open_plain(path)) as sealed:
+        file = SealedFile(sealed, lambda header, name: find_file_key(header, identities, name))
         data = b""
         while piece := file.read_at(len(data), CHUNK):
             data += piece
         assert len(data) == file.size
         return data, file.complete
-    finally:
-        file.close()
 
 
 def age(*words: str | Path, data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def test_every_cut_is_incomplete_and_holds_what_came(tmp_path: Path) -> None:
         file.close()
     for size in (0, 15):
         (tmp_path / "flat").write_bytes(whole[:size])
-        assert not isinstance(open_stored(tmp_path / "flat"), FlattenedFile)
+        with contextlib.closing(open_stored(tmp_path / "flat")) as file:
+            assert not isinstance(file, FlattenedFile)
     for size in (16, 40, HEADER_SIZE - 1):
         (tmp_path / "flat").write_bytes(whole[:size])
         with pytest.raises(DumpFormatError, match="ends inside its header"):

@@ -37,10 +37,10 @@ SETTINGS = CaptureConfig(
 def folder(tmp_path: Path) -> Path:
     """A crash as the collector leaves it, in the folder for crashes."""
     core = FakeKernel(OLD).write(tmp_path / "core")
-    with CrashDirectory.create(tmp_path, "crash", "host-1") as directory:
+    with CrashDirectory.create(tmp_path, "crash", "host-1") as directory, Source.open(core) as source:
         lines = [f"kdumpd: rehearsal {MARKER}", "Kernel panic - not syncing: x"]
         progress = Progress(5, stream=io.StringIO())
-        capturing._Run(SETTINGS, progress, "image", 1, Source.open(core), None, lines)._save(directory)
+        capturing._Run(SETTINGS, progress, "image", 1, source, None, lines)._save(directory)
     return tmp_path / "crash"
 
 
