@@ -17,8 +17,9 @@ from lab import cpio, tiny, whole
 _UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
 
-def _machine(root: Path, kernel: whole.WholeKernel) -> None:
-    """Facts of a machine with an ext4 filesystem on an NVMe disk, whose dumps go to /var/crash."""
+def _machine(root: Path, kernel: whole.WholeKernel, driver: str = "nvme", *, named: bool = True) -> None:
+    """Facts of a machine with an ext4 filesystem on an NVMe disk, whose dumps go to /var/crash. Another `driver` makes
+    it another disk, and one that is not `named` has no UUID that anybody knows."""
     texts = {
         "proc/sys/kernel/osrelease": f"{kernel.release}\n",
         "proc/sys/kernel/arch": "x86_64\n",
@@ -38,14 +39,14 @@ def _machine(root: Path, kernel: whole.WholeKernel) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     links = {
-        "sys/devices/pci0000:00/0000:00:04.0/driver": root / "sys/bus/pci/drivers/nvme",
+        "sys/devices/pci0000:00/0000:00:04.0/driver": root / f"sys/bus/pci/drivers/{driver}",
         "sys/class/block/nvme0n1": root / "sys/devices/pci0000:00/0000:00:04.0/nvme/nvme0/nvme0n1",
         "sys/dev/block/259:0": root / "sys/devices/pci0000:00/0000:00:04.0/nvme/nvme0/nvme0n1",
-        f"dev/disk/by-uuid/{_UUID}": Path("../../nvme0n1"),
+        **({f"dev/disk/by-uuid/{_UUID}": Path("../../nvme0n1")} if named else {}),
         "boot": kernel.root / "boot",
         "lib": kernel.root / "lib",
     }
-    (root / "sys/bus/pci/drivers/nvme").mkdir(parents=True)
+    (root / f"sys/bus/pci/drivers/{driver}").mkdir(parents=True)
     (root / "var/crash").mkdir(parents=True)
     for path, target in links.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +67,15 @@ def _kdumpctl(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def root(scratch: Path) -> Path:
     """A machine with a fresh image, which nobody loaded."""
+    return _with_image(scratch / "root")
+
+
+def _with_image(root: Path, driver: str = "nvme", *, named: bool = True) -> Path:
     kernel = whole.whole("6.1")
-    root = scratch / "root"
-    _machine(root, kernel)
+    _machine(root, kernel, driver, named=named)
     folder = root / "var/lib/kdumpd"
     folder.mkdir(mode=0o700, parents=True)
-    tiny.build_image("path /var/crash\n", root, kernel.release, folder / kernel.release)
+    tiny.build_image("path /var/crash\n", root, kernel, folder / kernel.release)
     return root
 
 
@@ -154,3 +158,18 @@ def test_a_broken_image_fails_and_a_good_one_delivers(root: Path, scratch: Path)
     loaded = root / "run/kdumpd/loaded.json"
     loaded.write_text(loaded.read_text().replace("nr_cpus=1", "nr_cpus=2"))
     assert _state(root)[0] != "rehearsed"
+
+
+@pytest.mark.matrix
+def test_what_the_scratch_machine_cannot_have_is_exchanged(scratch: Path) -> None:
+    """A disk of Xen, named by its path: settings and drivers lie behind the image, and the record says so."""
+    root = _with_image(scratch / "root", "xen-blkfront", named=False)
+    done = _kdumpctl(root, "rehearse", "--json")
+    shutil.copy(root / "var/lib/kdumpd/rehearsal.log", scratch / "exchanged.log")
+    assert done.returncode == 0, done.stderr
+    exchanged = json.loads(done.stdout)["exchanged"]
+    assert "the disk, a virtio disk of QEMU" in exchanged
+    assert "as it is named by its path" in exchanged
+    assert "modules that the image has no use for: " in exchanged
+    assert "virtio_blk" in exchanged
+    assert "SAVED /crash/" in (scratch / "exchanged.log").read_text()
