@@ -8,15 +8,12 @@ the background.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lab import proof, tiny
-from lab.aptroot import run
+from lab import listing, proof, tiny
 
 DEADLINE_S = 150
 # What may be added to the deadline, and what QEMU takes to boot the capture kernel and to end under emulation.
@@ -75,23 +72,8 @@ class Disks:
         """The crashes on a disk as `kdumpctl list` shows them, oldest first."""
         root = self.scratch / f"root-{label}"
         if not root.exists():
-            root.mkdir()
-            run(["debugfs", "-R", f'rdump "/crash" "{root}"', str(self.paths[label])], timeout=120)
-            (root / "etc").mkdir()
-            (root / "etc/kdump.conf").write_text("path /crash\n")
-        argv = ["/usr/bin/python3", "-m", "kdumpd.cli", "list", "--json", f"--root={root}"]
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(tiny.TOP)},
-        )
-        found: list[Mapping[str, Any]] = json.loads(done.stdout)
-        for path in root.glob("crash/*/vmcore"):
-            assert json.loads((path.parent / "manifest.json").read_text())["result"] == "complete"
-        return found[::-1]
+            listing.take(self.paths[label], "/crash", root)
+        return listing.listed(root)
 
     def folder(self, label: str, name: str) -> Path:
         return self.scratch / f"root-{label}/crash" / name
@@ -128,7 +110,8 @@ def test_without_python_a_note_is_left(scratch: Path) -> None:
     assert crash["result"] == "failed"
     assert "python3 could not be started" in crash["problem"]
     assert "left a note" in outcome.capture
-    assert "kdumpd: starting the collector" in (disks.folder("a", crash["name"]) / "kexec-dmesg.log").read_text()
+    folder = disks.folder("a", crash["name"])
+    assert "kdumpd: starting the collector" in (folder / "kexec-dmesg.log").read_text()
 
 
 def test_memory_exhausted(scratch: Path) -> None:

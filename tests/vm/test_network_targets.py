@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Captures over the network: to an OpenSSH server, which runs here, through QEMU's own network."""
+"""Captures over the network: to an OpenSSH server, which runs here, through QEMU's own network, and to a kernel's NFS
+server in another guest; then with all that goes wrong on the way."""
 
 from __future__ import annotations
 
 import shutil
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import proof, tiny
-from lab.sshd import Sshd, running
+import pytest
+from lab import image, listing, nfsd, proof, tiny
+from lab.aptroot import AptRoot, run
+from lab.qemu import Machine
+from lab.sshd import Sshd, public, running
 
-_CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0")
+_CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
 _SERVER = "10.0.2.2"  # this host, as a guest sees it
 _SETUP = """
 await /sys/class/net/eth0
@@ -18,34 +24,112 @@ ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
 """
+# Both the cable to the NFS server and QEMU's network; which card comes first is the order on the command line.
+_BOTH = nfsd.SETUP + _SETUP.replace("eth0", "eth1")
+_WRITING = r"\d/7 writing what is needed first +\d+ %"
+_FAILED = r"CAPTURE FAILED on"
+_DEADLINE_S = 300
+_SPARE_S = 30 + 45  # what may be added, and what emulation takes to boot and to end
 
 
-def trust(server: Sshd) -> Callable[[Path], None]:
-    """Puts the key and the pinned host key where `kdumpctl propagate` would."""
+def trust(*servers: Sshd, pinned: Sshd | None = None) -> Callable[[Path], None]:
+    """Puts the key and the pinned host keys where `kdumpctl propagate` would; with `pinned` it is that server's key
+    that is pinned for all of them."""
 
     def prepare(root: Path) -> None:
         folder = root / "etc/kdumpd/ssh"
         folder.mkdir(parents=True)
-        shutil.copy(server.key, folder / "id_ed25519")
-        shutil.copy(server.pin(server.port, name=_SERVER), folder / "known_hosts")
+        shutil.copy(servers[0].key, folder / "id_ed25519")
+        keys = [(server.port, public((pinned or server).host_key)) for server in servers]
+        (folder / "known_hosts").write_text("".join(f"[{_SERVER}]:{port} {key}\n" for port, key in keys))
+
+    return prepare
+
+
+def shown(folder: Path, outcome: tiny.Outcome) -> None:
+    """All that a complete crash folder has to show."""
+    proof.complete(folder)
+    proof.marker(folder, outcome.marker)
+    proof.verified(folder)
+    proof.accepted(folder)
+
+
+def in_time(outcome: tiny.Outcome) -> None:
+    assert outcome.captured_sec < _DEADLINE_S + _SPARE_S, outcome.capture[-3000:]
+    assert "reboot: Restarting system" in outcome.capture
+
+
+def with_fence_agents(scratch: Path) -> Callable[[Path], None]:
+    """Installs fence_kdump_send(8) of Debian's fence-agents in the machine."""
+
+    def prepare(root: Path) -> None:
+        package = AptRoot(image.SUITE).download("fence-agents", scratch)
+        run(["dpkg-deb", "-x", str(package), str(scratch / "fence")], timeout=60)
+        shutil.copytree(scratch / "fence/usr/libexec", root / "usr/libexec")
 
     return prepare
 
 
 def test_ssh(scratch: Path) -> None:
-    with running(scratch / "sshd") as server:
+    """And a node of its cluster is told."""
+
+    def prepare(root: Path) -> None:
+        for step in (trust(server), with_fence_agents(scratch)):
+            step(root)
+
+    with running(scratch / "sshd") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as node:
+        node.bind(("127.0.0.1", 0))
+        node.settimeout(5)
         outcome = tiny.crash(
-            f"ssh root@{_SERVER}:{server.port}\npath {scratch}/out\n",
+            f"ssh root@{_SERVER}:{server.port}\npath {scratch}/out\n"
+            f"fence_kdump_nodes {_SERVER}\nfence_kdump_args -p {node.getsockname()[1]} -i 1\n",
             scratch,
             setup=_SETUP,
             modules=["virtio_net"],
             words=_CARD,
-            prepare=trust(server),
+            prepare=prepare,
             crashkernel="192M",
         )
+        messages = [node.recv(100) for _ in range(5)]
+    # The magic number and the version (fence-agents: agents/kdump/message.h).
+    assert set(messages) == {struct.pack("=II", 0x1B302A40, 1)}
     assert "SAVED root@10.0.2.2:" in outcome.capture
-    folder = tiny.only_crash(scratch / "out")
-    proof.complete(folder)
-    proof.marker(folder, outcome.marker)
-    proof.verified(folder)
-    proof.accepted(folder)
+    shown(tiny.only_crash(scratch / "out"), outcome)
+
+
+@pytest.mark.xdist_group("nfs")
+def test_nfs(scratch: Path) -> None:
+    """Version 3 from a server that has no other, after an export whose files are lost (ESTALE). Then
+    version 4, after an SSH server with another host key and an export that is too small (ENOSPC at fsync)."""
+
+    def during(guest: Machine) -> None:
+        guest.console.wait_for(_WRITING, 120)
+        server.order("lose lost")
+
+    sizes = {"three": 128, "lost": 128, "small": 8, "four": 128}
+    exports = {name: f"nfs {nfsd.ADDRESS}:/srv/{name}\n" for name in sizes}
+    config = f"path /crash\ndeadline_total {_DEADLINE_S}\n"
+    with nfsd.running(scratch, sizes) as server, running(scratch / "a") as sshd, running(scratch / "b") as other:
+        server.order("only_v3")
+        third = tiny.crash(
+            exports["lost"] + exports["three"] + config, scratch, setup=nfsd.SETUP, modules=nfsd.MODULES,
+            words=server.words, during=during, name="v3",
+        )  # fmt: skip
+        server.order("all_versions")
+        fourth = tiny.crash(
+            f"ssh root@{_SERVER}:{sshd.port}\n" + exports["small"] + exports["four"] + config, scratch, setup=_BOTH,
+            modules=nfsd.MODULES, words=(*server.words, *_CARD), prepare=trust(sshd, pinned=other), name="v4",
+        )  # fmt: skip
+    roots = {name: scratch / name for name in sizes}
+    folders = {name: listing.take(server.disks[name], "/crash", root) for name, root in roots.items()}
+    for name, outcome, reasons in (
+        ("three", third, ["Stale file handle"]),
+        ("four", fourth, ["host key", "No space left on device"]),
+    ):
+        in_time(outcome)
+        shown(tiny.only_crash(folders[name]), outcome)
+        said = " ".join(outcome.capture.split())
+        assert all(reason in said for reason in reasons), said[-3000:]
+    results = {name: [crash["result"] for crash in listing.listed(roots[name])] for name in ("small", "lost")}
+    assert results["small"][-1] == "incomplete"  # the log may have come before, while SSH did not answer
+    assert "complete" not in results["small"] + results["lost"]

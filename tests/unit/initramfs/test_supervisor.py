@@ -130,6 +130,17 @@ def test_a_collector_that_never_gives_a_sign_of_life_is_ended_too(init: Supervis
     assert re.findall(r"--after (\d)", (init.folder / "calls").read_text()) == ["0", "0", "1"]
 
 
+def test_a_hang_on_the_only_target_is_the_end(init: Supervisor) -> None:
+    init.program(f"{ARGUMENTS}\necho 1 >run/answers/target\ntouch run/alive\nexec sleep 600")
+    began = time.monotonic()
+    said = init.call(f"targets=1; {CAPTURE}; sleep() {{ [ $1 != 60 ] || exit; command sleep 0; }}; (fail 1)")
+    assert time.monotonic() - began < 20
+    assert "END status=137 after=1 reason=the collector was silent for 3 s" in said
+    assert "FAILED: the collector was silent for 3 s" in said
+    assert "failure action: reboot" in said
+    assert len((init.folder / "calls").read_text().splitlines()) == 1
+
+
 def test_a_collector_that_is_alive_may_take_its_time_but_not_all(init: Supervisor) -> None:
     init.program("while :; do touch run/alive; sleep 1; done")
     began = time.monotonic()

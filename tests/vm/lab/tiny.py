@@ -26,6 +26,7 @@ their paths, /sbin/NAME: busybox prefers its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import lzma
@@ -36,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import chroot, cpio, image, whole
@@ -58,7 +59,7 @@ _UP = r"\[kdumpd\] capture kernel is up"
 # The attributes that first/init hands over.
 _ATTRIBUTE = re.compile(
     r"(sys/.*?/(?:modalias|dev|size|partition|uuid|name|model|serial|level|metadata_version|array_state|raid_disks|"
-    r"initstate|address|type|operstate|ifindex|uevent|removable|wwid)):(.*)"
+    r"initstate|address|type|operstate|ifindex|uevent|removable|wwid|state|mtu|mode|perm_hwaddr)):(.*)"
 )
 # How a disk hangs in the guest: QEMU's device, and the modules of the first system.
 _BUSES = {
@@ -137,6 +138,7 @@ def crash(
     crashkernel: str = CRASHKERNEL,
     memory_mib: int = MEMORY_MIB,
     edit: Callable[[Path], None] | None = None,
+    before: Callable[[Machine], None] | None = None,
     during: Callable[[Machine], None] | None = None,
     prepare: Callable[[Path], None] | None = None,
     suite: str | None = None,
@@ -147,9 +149,9 @@ def crash(
 
     `kernel` is a name of whole.whole, `suite` the Debian that the image is built in. `append` goes on the first
     kernel's command line, `capture` is the capture kernel's. `prepare` may change the folder with the guest's facts
-    before the image is built (`edit`: after). Raises AssertionError with the console's last lines when the guest does
-    not get that far, LabError with the builder's sentence when no image can be built. The console is kept in
-    `scratch`/`name`.log.
+    before the image is built (`edit`: after); `before` gets the machine before it loads and crashes. Raises
+    AssertionError with the console's last lines when the guest does not get that far, LabError with the builder's
+    sentence when no image can be built. The console is kept in `scratch`/`name`.log.
     """
     started = time.monotonic()
     kernel_files = whole.whole(kernel)
@@ -169,6 +171,8 @@ def crash(
             built = build_image(config, root, kernel_files, scratch / f"{name}-image", suite)
             if edit is not None:
                 edit(built / "initrd")
+            if before is not None:
+                before(guest)
             _answer(there, (built / "initrd").read_bytes())
             at = guest.console.wait_for("^tiny: (?:crashes|FAILED.*)", BOOT_TIMEOUT_S)
             if at[0] != "tiny: crashes":
@@ -213,6 +217,51 @@ def read(
             data = _given(guest, there)
             guest.wait_ended(60)
     _unpack(data, wanted)
+
+
+class Serving:
+    """A guest that does what it is told until it is told to end."""
+
+    def __init__(self, machine: Machine, there: Path) -> None:
+        self.machine = machine
+        self._there = there
+        self._count = 0
+
+    def order(self, command: str) -> None:
+        """Has the guest run one line of sh, and waits until it has."""
+        self._count += 1
+        _answer(self._there, b"", f"do {self._count} {command}")
+        at = self.machine.console.wait_for(rf"^tiny: (?:done {self._count}\n|FAILED.*)", BOOT_TIMEOUT_S)
+        if "FAILED" in at[0]:
+            raise LabError(f"{command}: {at[0]}\n{self.machine.console.text[-3000:]}")
+
+
+@contextlib.contextmanager
+def serving(
+    script: str,
+    scratch: Path,
+    *,
+    disks: Sequence[Disk],
+    kernel: str = "6.1",
+    setup: str = "",
+    tools: Sequence[str] = (),
+    modules: Sequence[str] = (),
+    words: Sequence[str] = (),
+    name: str = "serves",
+) -> Iterator[Serving]:
+    """A guest beside those that crash: `setup` (sh) makes it ready, then it runs what `Serving.order` is given, in a
+    shell that has read `script`. At the end of the block it is switched off."""
+    texts = {"setup": setup, "serve": script}
+    with tempfile.TemporaryDirectory(prefix="kdumpd-tiny-", dir=scratch) as folder:
+        there = Path(folder)
+        with _machine(
+            there, whole.whole(kernel), scratch / f"{name}.log", disks, texts, tools, modules, words, "", MEMORY_MIB
+        ) as guest:
+            found = Serving(guest, there)
+            found.order(":")
+            yield found
+            _answer(there, b"", "end")
+            guest.wait_ended(60)
 
 
 def _unpack(data: bytes, folder: Path) -> None:
@@ -345,7 +394,7 @@ def _first_system(
     own = there / "own"
     own.mkdir()
     files: dict[str, Path] = {"bin/busybox": Path("/bin/busybox"), "init": FIRST / "init"}
-    if "read" not in texts:
+    if not texts.keys() & {"read", "serve"}:
         root = image.base().root
         files["tiny/vmlinuz"] = kernel_files.image
         files |= _started(root / "opt/lab/kexec", "kexec", root, own)
@@ -388,14 +437,15 @@ def _given(guest: Machine, there: Path) -> bytes:
         return file.read(int(said[1]))
 
 
-def _answer(there: Path, data: bytes) -> None:
+def _answer(there: Path, data: bytes, line: str | None = None) -> None:
+    """Gives the guest `data` and a line; "load SIZE" if that is None."""
     with (there / "exchange").open("r+b") as file:
         file.seek(_TO_GUEST)
         file.write(data)
         file.flush()
         # Only now may the guest see that there is something.
         file.seek(0)
-        file.write(f"load {len(data)}".encode().ljust(4096, b"\0"))
+        file.write((line or f"load {len(data)}").encode().ljust(4096, b"\0"))
 
 
 if __name__ == "__main__":
