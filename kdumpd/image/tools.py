@@ -33,6 +33,7 @@ _THEIR_OWN = frozenset({"bin", "sbin", "lib", "lib32", "lib64"})
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": "0"}
 _SECONDS = 600
+_LARGE = 64 << 10
 # dracut copies root's password for its emergency shell: a secret that no capture needs. It keeps a record of how it was
 # called, with folders that are different each time. initramfs-tools of Debian 13 has udev's names of all devices there
 # are, 13 MB.
@@ -182,7 +183,7 @@ def _joined(tree: Tree, made: dict[str, Entry], tool: str) -> Tree:
         if path in made and not _is_the_same(made, path, entry):
             raise BuildError(f"{tool} put another file in the place of /{path}", hint="builder busybox needs no tool")
         made[path] = entry
-    for path, entry in made.items():
+    for path, entry in _once(tree, made).items():
         # Parts of the image that the host has as well are facts that may change.
         joined.entries[path] = entry
         source = tree.sources.get(path)
@@ -191,6 +192,18 @@ def _joined(tree: Tree, made: dict[str, Entry], tool: str) -> Tree:
         if source is not None:
             joined.sources[path] = source
     return joined
+
+
+def _once(tree: Tree, made: dict[str, Entry]) -> dict[str, Entry]:
+    """`made`, where a large file of the tool's that is one of ours as well, by another name, is a link to it."""
+    ours = {entry.content: entry for entry in tree.entries.values() if len(entry.content) >= _LARGE and entry.is_file}
+    found = {}
+    for path, entry in made.items():
+        known = ours.get(entry.content) if entry.is_file and path not in tree.entries else None
+        if known is not None and (known.mode & 0o111 or not entry.mode & 0o111):
+            entry = Entry(path=path, mode=stat.S_IFLNK | 0o777, content=f"/{known.path}".encode())
+        found[path] = entry
+    return found
 
 
 def _is_the_same(made: dict[str, Entry], path: str, entry: Entry) -> bool:

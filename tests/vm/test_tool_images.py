@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from lab import proof, tiny
+from lab import circle, image, proof, tiny
 
 
 @pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
@@ -44,3 +45,33 @@ def test_dracut_ng_of_debian_13(scratch: Path) -> None:
     proof.complete(folder)
     proof.marker(folder, outcome.marker)
     proof.accepted(folder)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
+def test_built_by_the_service(builder: str, made: image.Image, scratch: Path) -> None:
+    """On a whole Debian, in the sandbox of kdumpd-build@.service, and captured with what came of it."""
+    packages = [image.package_file(name) for name in ("dracut-core", "kpartx")] if builder == "dracut" else []
+    disks = ((image.files_disk(packages, scratch / "packages.raw"), "raw"),) if packages else ()
+    with circle.boot(made, scratch, disks=disks) as guest:
+        guest.wait_ready()
+        if packages:
+            guest.run(["mount", "-o", "ro", "/dev/nvme1n1", "/mnt"]).ok()
+            guest.run(["/bin/sh", "-c", "dpkg -i /mnt/*.deb && umount /mnt"], timeout=180).ok()
+        guest.run(["/bin/sh", "-c", f"echo 'builder {builder}' >>/etc/kdump.conf && sync"]).ok()
+        guest.run(["kdumpctl", "rebuild"], timeout=600).ok()
+        circle.wait_armed(guest)
+        release = made.release("6.1")
+        record = json.loads(guest.run(["cat", f"/var/lib/kdumpd/{release}/image.json"]).ok())
+        assert record["builder"] == builder
+        failed = guest.run(["journalctl", "-b", "-o", "cat", "--no-pager", "-u", "kdumpd-build@*"]).ok()
+        assert "Failed" not in failed
+        after = guest.console.mark()
+        marker = circle.mark_log(guest)
+        guest.crash()
+        circle.wait_back(guest, after)
+        (name,) = circle.crashes(guest)
+        guest.power_off()
+    circle.copy_out(scratch / "disk.qcow2", f"{circle.CRASH_DIR}/{name}", scratch / "crash")
+    proof.complete(scratch / "crash" / name)
+    proof.marker(scratch / "crash" / name, marker)

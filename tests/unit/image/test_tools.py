@@ -128,6 +128,14 @@ def test_no_secret_of_the_host_gets_in(made: Path, built: Built) -> None:
             assert not [secret for secret in secrets if secret in entry.content], path
 
 
+def test_no_large_file_is_in_it_twice(made: Path) -> None:
+    entries = _entries(made).values()
+    large = [entry for entry in entries if entry.is_file and len(entry.content) >= tools._LARGE]
+    twice = {entry.path for entry in large if sum(other.content == entry.content for other in large) > 1}
+    # Two names that are both ours: the loader by its path and by its soname.
+    assert not [path for path in twice if "/ld-linux" not in path]
+
+
 def test_two_builds_by_a_tool_are_equal_to_the_byte(dracut: BuildRequest, tmp_path: Path) -> None:
     build(dataclasses.replace(dracut, output=tmp_path / "again"))
     assert (tmp_path / "again/initrd").read_bytes() == (dracut.output / "initrd").read_bytes()
