@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lab import circle, image, proof, tiny
+from lab import circle, cpio, image, proof, tiny
 
 
 @pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
@@ -45,6 +45,29 @@ def test_dracut_ng_of_debian_13(scratch: Path) -> None:
     proof.complete(folder)
     proof.marker(folder, outcome.marker)
     proof.accepted(folder)
+
+
+@pytest.mark.matrix
+def test_dracut_gives_up(scratch: Path) -> None:
+    """Another module's hook ends dracut before there are devices: the crash is captured all the same."""
+    disk = scratch / "dumps.raw"
+    uuid = tiny.ext4(disk)
+    hook = scratch / "hook"
+    hook.write_text('die "a hook failed"\n')
+
+    def spoil(initrd: Path) -> None:
+        at = "usr/lib/dracut/hooks/pre-udev"
+        folders = [at.rsplit("/", depth)[0] for depth in (4, 3, 2, 1, 0)]
+        with initrd.open("ab") as file:
+            file.write(bytes(-file.tell() % 4))  # where an archive may begin
+            file.write(cpio.archive(folders=folders, files={f"{at}/50-fails.sh": hook}))
+
+    config = f"ext4 UUID={uuid}\npath /crash\nbuilder dracut\n"
+    outcome = tiny.crash(config, scratch, disks=[tiny.Disk(path=disk)], crashkernel="192M", edit=spoil)
+    assert "a hook failed" in outcome.capture
+    folder = tiny.take_ext4(disk, "/crash", scratch / "crash")
+    proof.complete(folder)
+    proof.marker(folder, outcome.marker)
 
 
 @pytest.mark.matrix

@@ -23,7 +23,8 @@ install() {
     # shellcheck disable=SC2154
     inst_hook cmdline 99 "$moddir/kdumpd-root.sh"
     inst_hook pre-mount 00 "$moddir/kdumpd-capture.sh"
-    # dracut's own errors must not end in a shell that nobody sees.
+    # dracut's own errors must not cost the dump, nor end in a shell that nobody sees.
+    inst_hook emergency 00 "$moddir/kdumpd-capture.sh"
     mkdir -p "$initdir/etc/cmdline.d"
     echo "rd.shell=0 rd.emergency=reboot" >"$initdir/etc/cmdline.d/50-kdumpd.conf"
     [[ -n ${KDUMPD_STAGED-} ]] || rm -rf "$staged"

@@ -110,7 +110,7 @@ def test_it_passes_the_check_and_holds_what_our_own_image_holds(made: Path, buil
 def test_it_runs_our_script_and_never_looks_for_a_root_file_system(dracut: BuildRequest, initramfs_tools: Path) -> None:
     entries = _entries(dracut.output)
     hooks = {path: entry.content for path, entry in entries.items() if "/hooks/" in path and "kdumpd" in path}
-    assert sorted(path.split("/hooks/")[1].split("/")[0] for path in hooks) == ["cmdline", "pre-mount"]
+    assert sorted(path.split("/hooks/")[1].split("/")[0] for path in hooks) == ["cmdline", "emergency", "pre-mount"]
     assert entries["etc/cmdline.d/50-kdumpd.conf"].content == b"rd.shell=0 rd.emergency=reboot\n"
     entries = _entries(initramfs_tools)
     assert b"init-premount/kdumpd" in entries["scripts/init-premount/ORDER"].content
