@@ -14,7 +14,7 @@ from typing import Any
 
 from kdumpd.errors import BuildError
 
-_ZSTD_LEVEL = 9
+_ZSTD_LEVEL = 19  # of 2 MB: 0.1 MB less than level 9 makes of it, for 0.3 s
 _WINDOW_LOG = 22  # 4 MiB
 _GZIP_LEVEL = 6
 _UNPACKED_LIMIT = 1 << 30

@@ -62,6 +62,8 @@ LEFT_OUT_MODULES = (
     *(f"numpy.{part}" for part in ("ctypeslib", "fft", "linalg", "ma", "polynomial", "random", "testing")),
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("_add_newdocs", "_add_newdocs_scalars")),
 )
+# What shutil and numpy use if it is there, for archives: nobody makes any, and it brings two libraries.
+ABSENT_MODULES = ("bz2", "lzma")
 LEFT_OUT = PACKAGE_DIR / "image" / "left_out.py"
 CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "targets", "collector")
 
@@ -76,6 +78,8 @@ request = json.load(sys.stdin)
 class Finder:
     def find_spec(name, path, target=None):
         if name not in request["left_out"]:
+            if request["left_out"] and name in request["absent"]:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
             return None
         # No location: what stands in here is put into the image under the name of what it stands for.
         loader = importlib.machinery.SourceFileLoader(name, request["stand_in"])
@@ -311,6 +315,7 @@ def _probe(
         "called": [ON_REQUEST[name] for name in requested],
         "path": [str(package_dir.parent)],
         "left_out": left_out,
+        "absent": ABSENT_MODULES,
         "stand_in": str(LEFT_OUT),
         "needed": [*RUNTIME_MODULES, *modules, *own],
         "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],

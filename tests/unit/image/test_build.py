@@ -160,6 +160,12 @@ def test_a_numpy_that_needs_what_is_left_out_is_taken_whole(monkeypatch: pytest.
     assert [path for path in closure.mapped if "lapack" in path]
 
 
+def test_what_only_archives_need_is_left_out(built: Built) -> None:
+    names = {file.path.rpartition("/")[2].partition(".")[0] for file in built[1].files}
+    assert not names & {"bz2", "lzma", "_bz2", "_lzma", "liblzma", "libbz2"}
+    assert "shutil" in names
+
+
 def test_what_encrypts_is_inside_only_on_request() -> None:
     closure = pyclosure.find_closure()
     assert not [path for path in (*closure.sources, *closure.extensions) if "/cryptography/" in path]
