@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import random
 import time
@@ -45,6 +46,7 @@ class World(Bench):
         self.cpus = 0
         self.bad_config = False
         self.new_names = False
+        self.rehearsed: tuple[str, str] | None = None  # image and command line that delivered a dump
         super().__init__(FakeMachine(root))
         self.kernel.heard = self._loaded
 
@@ -87,6 +89,7 @@ class World(Bench):
             ("bad configuration", self._bad_config),
             ("load fails", lambda: self.kernel.fail.append(self.pick.choice([errno.ENOMEM, errno.ENOKEY, 0]))),
             ("build fails", lambda: self.builder.fail.append("The disk is full")),
+            *[("rehearse", self._rehearse)] * 5,
             ("load", lambda: self.act(self.engine.load)),
             ("unload", lambda: self.act(self.engine.unload)),
             ("reload", lambda: self.act(self.engine.reload)),
@@ -105,6 +108,26 @@ class World(Bench):
             ("new names in sysfs", self._rename_sysfs),
             ("crash kexec", self._support),
         ]
+
+    def pair(self) -> dict[str, str]:
+        """The image and the command line that the kernel took last."""
+        found: dict[str, str] = json.loads((self.machine.root / "held.json").read_text())
+        return found
+
+    def _rehearse(self) -> None:
+        """What the kernel holds is tried in a scratch machine, well or not."""
+        loaded = self.machine.root / "run/kdumpd/loaded.json"
+        if self.holds is None or not self.holds.ours or not loaded.exists():
+            return
+        held = self.pair()
+        good = self.pick.random() < 0.7
+        self.rehearsed = (held["initrd_sha256"], held["cmdline"]) if good else None
+        record = json.loads(loaded.read_text())
+        names = ("release", "image_id", "kernel_sha256")
+        fields = {**{name: record[name] for name in names}, **held, "accel": "tcg", "exchanged": [], "seconds": 1.0}
+        fields |= {"problem": "" if good else "no dump came"}
+        fields |= dict.fromkeys(("time_usec", "reserved_bytes", "dump_bytes", "lowest_available_bytes"), 1)
+        self.machine.write("var/lib/kdumpd/rehearsal.json", json.dumps(fields))
 
     def _switch(self, path: str, on: float) -> None:
         self.machine.write(path, "1" if self.pick.random() < on else "0")
