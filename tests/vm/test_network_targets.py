@@ -133,3 +133,63 @@ def test_nfs(scratch: Path) -> None:
     results = {name: [crash["result"] for crash in listing.listed(roots[name])] for name in ("small", "lost")}
     assert results["small"][-1] == "incomplete"  # the log may have come before, while SSH did not answer
     assert "complete" not in results["small"] + results["lost"]
+
+
+@pytest.mark.xdist_group("nfs")
+def test_servers_and_links_that_fail(scratch: Path) -> None:
+    """A link that is down before the crash, an NFS server that freezes, a link that goes down and an SSH server that is
+    killed while they are written to: in the end there is the disk."""
+    out = f"{scratch}/out"
+    uuid = tiny.ext4(scratch / "disk.raw", mib=128)
+
+    def before(guest: Machine) -> None:
+        guest.qmp("set_link", name="card0", up=False)
+
+    def during(guest: Machine) -> None:
+        at = 0
+
+        def wait(pattern: str) -> None:
+            nonlocal at
+            at = guest.console.wait_for(pattern, 120, after=at).end()
+
+        wait(rf"reaching [^\n]*{nfsd.ADDRESS}")
+        guest.qmp("set_link", name="card0", up=True)
+        wait(_WRITING)
+        server.machine.qmp("stop")
+        wait(rf"reaching [^\n]*:{second.port}")
+        wait(_WRITING)
+        guest.qmp("set_link", name="card0", up=False)
+        wait(rf"reaching [^\n]*:{third.port}")
+        guest.qmp("set_link", name="card0", up=True)
+        wait(_WRITING)
+        third.stop()
+        server.machine.qmp("cont")
+
+    with (
+        nfsd.running(scratch, {"frozen": 128}) as server,
+        running(scratch / "sshd-1") as first,
+        running(scratch / "sshd-2") as second,
+        running(scratch / "sshd-3") as third,
+    ):
+        for one in (second, third):
+            shutil.copy(first.folder / "authorized_keys", one.folder / "authorized_keys")
+        lines = [f"ssh root@{_SERVER}:{one.port}\n" for one in (first, second, third)]
+        lines.insert(1, f"nfs {nfsd.ADDRESS}:/srv/frozen\n")
+        deadlines = f"deadline_total {_DEADLINE_S}\ndeadline_target 30\ndeadline_network 5\ndeadline_stall 45\n"
+        outcome = tiny.crash(
+            f"{''.join(lines)}ext4 UUID={uuid}\npath {out}\n{deadlines}", scratch,
+            disks=[tiny.Disk(path=scratch / "disk.raw")], setup=_BOTH, modules=nfsd.MODULES,
+            words=(*server.words, *_CARD), prepare=trust(first, second, third), before=before, during=during,
+            timeout=_DEADLINE_S + _SPARE_S,
+        )  # fmt: skip
+    in_time(outcome)
+    folder = listing.take(scratch / "disk.raw", out, scratch / "disk")
+    crashes = listing.listed(scratch / "disk", out)
+    assert [crash["result"] for crash in crashes] == ["complete"]
+    shown(tiny.only_crash(folder), outcome)
+    listing.take(server.disks["frozen"], out, scratch / "frozen")
+    assert all(crash["result"] != "complete" for crash in listing.listed(scratch / "frozen", out))
+    shutil.copytree(out, scratch / "host" / out.lstrip("/"))
+    results = [crash["result"] for crash in listing.listed(scratch / "host", out)]
+    assert results
+    assert "complete" not in results
