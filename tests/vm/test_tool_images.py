@@ -71,24 +71,20 @@ def test_dracut_gives_up(scratch: Path) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
-def test_built_by_the_service(builder: str, made: image.Image, scratch: Path) -> None:
-    """On a whole Debian, in the sandbox of kdumpd-build@.service, and captured with what came of it."""
-    packages = [image.package_file(name) for name in ("dracut-core", "kpartx")] if builder == "dracut" else []
-    disks = ((image.files_disk(packages, scratch / "packages.raw"), "raw"),) if packages else ()
-    with circle.boot(made, scratch, disks=disks) as guest:
+def test_built_by_the_service(made: image.Image, scratch: Path) -> None:
+    """dracut on a whole Debian, in the sandbox of kdumpd-build@.service, and captured with what came of it."""
+    packages = [image.package_file(name) for name in ("dracut-core", "kpartx")]
+    disk = image.files_disk(packages, scratch / "packages.raw")
+    with circle.boot(made, scratch, disks=((disk, "raw"),)) as guest:
         guest.wait_ready()
-        if packages:
-            guest.run(["mount", "-o", "ro", "/dev/nvme1n1", "/mnt"]).ok()
-            guest.run(["/bin/sh", "-c", "dpkg -i /mnt/*.deb && umount /mnt"], timeout=180).ok()
-        guest.run(["/bin/sh", "-c", f"echo 'builder {builder}' >>/etc/kdump.conf && sync"]).ok()
+        circle.wait_armed(guest)
+        guest.run(["mount", "-o", "ro", "/dev/nvme1n1", "/mnt"]).ok()
+        guest.run(["/bin/sh", "-c", "dpkg -i /mnt/*.deb && umount /mnt"], timeout=180).ok()
+        guest.run(["/bin/sh", "-c", "echo 'builder dracut' >>/etc/kdump.conf && sync"]).ok()
         guest.run(["kdumpctl", "rebuild"], timeout=600).ok()
         circle.wait_armed(guest)
-        release = made.release("6.1")
-        record = json.loads(guest.run(["cat", f"/var/lib/kdumpd/{release}/image.json"]).ok())
-        assert record["builder"] == builder
-        failed = guest.run(["journalctl", "-b", "-o", "cat", "--no-pager", "-u", "kdumpd-build@*"]).ok()
-        assert "Failed" not in failed
+        record = json.loads(guest.run(["cat", f"/var/lib/kdumpd/{made.release('6.1')}/image.json"]).ok())
+        assert record["builder"] == "dracut"
         after = guest.console.mark()
         marker = circle.mark_log(guest)
         guest.crash()

@@ -43,7 +43,9 @@ def dracut(new_request: Callable[[str], BuildRequest]) -> BuildRequest:
 
 @pytest.fixture(scope="module")
 def initramfs_tools(new_request: Callable[[str], BuildRequest]) -> Path:
-    """The folder of an image made by mkinitramfs, which takes kernels from /lib/modules and /boot alone."""
+    """The folder of an image made by mkinitramfs, which takes kernels from /lib/modules and /boot alone; with no more
+    capabilities than kdumpd-build@.service has.
+    """
     request = new_request("initramfs-tools")
     root = request.root
     (root / "request.py").write_text(_BUILD.format(output=request.output))
@@ -51,7 +53,8 @@ def initramfs_tools(new_request: Callable[[str], BuildRequest]) -> Path:
     # The mounts are seen by this child alone.
     script = (
         f"mount --bind {root}/lib/modules /usr/lib/modules && mount --bind {root}/boot /boot && "
-        f"exec {sys.executable} {root}/request.py {request.kernel.release}"
+        "exec setpriv --bounding-set=-all,+dac_read_search --inh-caps=-all --no-new-privs "
+        f"{sys.executable} {root}/request.py {request.kernel.release}"
     )
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
