@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gzip
 import mmap
+import os
 import re
 import shutil
 import stat
@@ -140,8 +141,13 @@ def _bzimage_version(data: mmap.mmap) -> re.Match[bytes] | None:
 
 def _whole(image: Path, header: KernelHeader) -> mmap.mmap:
     with image.open("rb") as file:
-        fd = file.fileno() if header.packed is None else unpacked(file.fileno(), header, str(image))
+        if header.packed is None:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fd = unpacked(file.fileno(), header, str(image))
+    try:
         return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
 
 
 def _config(data: mmap.mmap, file: Path | None) -> dict[str, str] | None:
