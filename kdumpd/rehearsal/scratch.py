@@ -77,7 +77,7 @@ def set_stage(
     """
     has = {kmodules.module_name(path) for path in image_modules}
     bus = _bus(index, has)
-    exchanged = [f"the disk, a {bus.name} disk of QEMU"]
+    exchanged = [f"the disk, one of QEMU on {bus.name}"]
     target, why = _target(capture)
     told = None
     if why:

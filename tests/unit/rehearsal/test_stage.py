@@ -65,7 +65,7 @@ def image(*names: str) -> list[str]:
 def test_a_disk_that_the_image_can_drive_needs_nothing_more(index: ModuleIndex) -> None:
     stage = scratch.set_stage(settings(EXT4), image("nvme", "ext4"), index, None)
     assert (stage.bus.name, stage.target, stage.capture, stage.added) == ("NVMe", EXT4, None, ())
-    assert stage.exchanged == ("the disk, a NVMe disk of QEMU",)
+    assert stage.exchanged == ("the disk, one of QEMU on NVMe",)
     assert stage.modules == ("nvme.ko", "ext4.ko")
 
 

@@ -26,7 +26,7 @@ def rehearsal(bench: Bench, **changes: object) -> LastRehearsal:
         time_usec=1_700_000_000_000_000,
         seconds=12.5,
         accel="tcg",
-        exchanged=("the disk, a NVMe disk of QEMU",),
+        exchanged=("the disk, one of QEMU on NVMe",),
         lowest_available_bytes=50 << 20,
     )
     return dataclasses.replace(good, **changes)  # type: ignore[arg-type]  # keys are fields
@@ -50,7 +50,7 @@ def test_the_pair_that_is_loaded_is_rehearsed(bench: Bench) -> None:
         "image_id": rehearsal(bench).image_id,
         "time_usec": 1_700_000_000_000_000,
         "took_usec": 12_500_000,
-        "exchanged": "the disk, a NVMe disk of QEMU",
+        "exchanged": "the disk, one of QEMU on NVMe",
         "lowest_available_bytes": 50 << 20,
     }
     bench.machine.crash("a", image_id=rehearsal(bench).image_id)
