@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,25 +39,24 @@ class Progress:
         self._so_far = self._before = (0, 0)
         self._limit: float | None = None
         self._late = ""
-        self._limited_thread = 0
         self.lowest_available: int | None = None
 
     @contextlib.contextmanager
     def limited(self, at: float | None, late: str) -> Iterator[None]:
-        """From `at` (time.monotonic(); None for never) on, a report by this thread within the block raises TargetError
-        with the sentence `late`."""
-        self._limit, self._late, self._limited_thread = at, late, threading.get_ident()
+        """From `at` (time.monotonic(); None for never) on, a sign of life within the block raises TargetError with the
+        sentence `late`, whichever thread gives it: a server may be waited for in the one that syncs."""
+        self._limit, self._late = at, late
         try:
             yield
         finally:
             self._limit = None
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """A line of its own; it never raises."""
         clear = "\r\x1b[K" if self._open_line else ""
         self._open_line = False
         print(f"{clear}[kdumpd] {text}", file=self._stream, flush=True)
-        self.alive()
+        self._beat()
 
     def begin_again(self, phase: int) -> None:
         """Back to the end of phase number `phase`, with nothing saved yet: for another target."""
@@ -96,14 +94,17 @@ class Progress:
 
     def alive(self) -> None:
         """Touches the heartbeat file. Raises TargetError when the time of `limited` is over."""
+        self._beat()
+        limit = self._limit
+        if limit is not None and time.monotonic() >= limit:
+            raise TargetError(self._late)
+
+    def _beat(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.touch()
         available = available_memory()
         if available is not None and (self.lowest_available is None or available < self.lowest_available):
             self.lowest_available = available
-        limit = self._limit
-        if limit is not None and time.monotonic() >= limit and threading.get_ident() == self._limited_thread:
-            raise TargetError(self._late)
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:

@@ -147,7 +147,7 @@ def test_work_is_a_sign_of_life_and_waiting_is_none(tmp_path: Path, core: Path) 
     counts = {}
     for name, text in (("works", "timeout 4 sh -c 'while :; do :; done'"), ("waits", "exec sleep 4")):
         progress = Progress(1, stream=io.StringIO(), heartbeat=tmp_path / name)
-        times: list[float] = []
+        times = [time.monotonic()]
         progress.alive = lambda times=times: times.append(time.monotonic())  # type: ignore[method-assign, misc]
         with (
             pytest.raises(TargetError),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from kdumpd.collector import progress as progressing
 from kdumpd.collector.dump import summary
 from kdumpd.collector.progress import Progress, available_memory, size_text
+from kdumpd.errors import TargetError
 
 MIB = 1 << 20
 
@@ -69,6 +71,27 @@ def test_another_target_begins_with_nothing_saved(clock: list[float]) -> None:
     clock[0] += 1
     progress.step(256, 512, MIB, MIB)
     assert "2/2 writing elsewhere  50 %  1 MiB/s  ETA 0:01  1.0M -> 1.0M" in stream.getvalue()
+
+
+def test_the_end_of_the_time_is_told_to_every_thread_that_waits(clock: list[float]) -> None:
+    progress = Progress(1, stream=io.StringIO())
+    found: list[str] = []
+
+    def waits() -> None:
+        try:
+            progress.alive()
+        except TargetError as error:
+            found.append(error.sentence)
+
+    with progress.limited(105.0, "late"):
+        for _ in range(2):
+            thread = threading.Thread(target=waits)
+            thread.start()
+            thread.join()
+            clock[0] += 6
+        progress.say("a line is no reason to end")
+    waits()
+    assert found == ["late"]
 
 
 def test_the_least_available_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
