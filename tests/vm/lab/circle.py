@@ -72,7 +72,7 @@ def armed_disk(made: image.Image) -> Path:
             try:
                 with boot(made, scratch, fresh=True) as guest:
                     guest.wait_ready()
-                    wait_armed(guest)
+                    wait_armed(guest, 3 * ARM_TIMEOUT_S)  # the one build from nothing
                     guest.power_off()
                 argv = ["qemu-img", "convert", "-O", "raw", str(scratch / "disk.qcow2"), str(scratch / "raw")]
                 run(argv, timeout=300)

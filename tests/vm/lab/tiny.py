@@ -40,7 +40,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import chroot, cpio, image, whole
+from . import chroot, cpio, image, stock, whole
 from .aptroot import LabError, run
 from .qemu import Machine
 
@@ -337,17 +337,18 @@ def build_image(
     """
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/kdump.conf").write_text(config)
-    done = subprocess.run(
-        chroot.build_words(suite, kernel_files.root, root, output, kernel_files.release),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
-    )
-    if done.returncode != 0:
-        raise LabError(f"no image: {done.stderr}")
-    json.loads(done.stdout)
+    with stock.place(output) if suite is None else contextlib.nullcontext(output) as folder:
+        done = subprocess.run(
+            chroot.build_words(suite, kernel_files.root, root, folder, kernel_files.release),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        )
+        if done.returncode != 0:
+            raise LabError(f"no image: {done.stderr}")
+        json.loads(done.stdout)
     return output
 
 
