@@ -112,6 +112,7 @@ def test_without_python_a_note_is_left(scratch: Path) -> None:
     assert "left a note" in outcome.capture
     folder = disks.folder("a", crash["name"])
     assert "kdumpd: starting the collector" in (folder / "kexec-dmesg.log").read_text()
+    assert outcome.marker in (folder / "vmcore-dmesg.raw").read_text()
 
 
 def test_memory_exhausted(scratch: Path) -> None:
