@@ -40,11 +40,13 @@ def boot(
     disks: tuple[tuple[Path, str], ...] = (),
     echo: IO[str] | None = None,
     again: bool = False,
+    comes_back: bool = True,
 ) -> Machine:
     """A machine on an overlay of `made`, at `folder`/disk.qcow2; `words` go on its kernel command line.
 
     Unless `fresh`, and only with kernel 6.1, it was armed once before, so that its capture image exists. With
-    `again` it is the machine that was there before: its disk as it is, maybe with another kernel.
+    `again` it is the machine that was there before: its disk as it is, maybe with another kernel. One that need not
+    `comes_back` ends where a capture reboots it: what another boot of it would show is on its disk.
     """
     disk = folder / "disk.qcow2"
     if not again:
@@ -59,6 +61,7 @@ def boot(
         memory_file=memory_file,
         log=folder / "console.log",
         echo=echo,
+        restarts=comes_back,
     )
 
 
@@ -149,6 +152,22 @@ def wait_back(guest: Machine, after: int, *, timeout: float = CAPTURE_TIMEOUT_S 
     up = guest.console.wait_for(CAPTURE_UP, 120, after=after)
     booted = guest.console.wait_for(r"Linux version", timeout, after=up.end())
     guest.wait_ready(BACK_TIMEOUT_S, after=booted.end())
+
+
+def wait_captured(guest: Machine, after: int, *, timeout: float = CAPTURE_TIMEOUT_S) -> None:
+    """Waits until a machine that does not come back has captured its crash, and is over."""
+    guest.console.wait_for(CAPTURE_UP, 120, after=after)
+    guest.wait_ended(timeout)
+    assert "[kdumpd] final action: reboot" in guest.console.text[after:], guest.console.text[-3000:]
+
+
+def manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of all crashes on the disk of a machine that is over, by their names; `folder` is the machine's."""
+    wanted = folder / f"over-{os.urandom(4).hex()}"
+    copy_out(folder / "disk.qcow2", CRASH_DIR, wanted)
+    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(wanted.rglob("manifest.json"))}
+    shutil.rmtree(wanted)
+    return found
 
 
 def crashes(guest: Machine) -> list[str]:
