@@ -82,6 +82,7 @@ class ImageReader:
             present=True,
             image_id=record.image_id,
             sha256=record.packed_sha256,
+            kernel_sha256=record.kernel_image.sha256,
             packed_bytes=record.packed_bytes,
             unpacked_bytes=record.unpacked_bytes,
             modules_bytes=sum(entry.size for entry in record.files if entry.path in modules),

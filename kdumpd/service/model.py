@@ -123,12 +123,15 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """The capture image of the running kernel. `stale` and `damaged` are sentences, None when all is well."""
+    """The capture image of the running kernel. `stale` and `damaged` are sentences, None when all is well.
+    `kernel_sha256` is of the kernel that it was built for, which is not in it.
+    """
 
     path: Path
     present: bool = False
     image_id: str | None = None
     sha256: str = ""
+    kernel_sha256: str = ""
     packed_bytes: int | None = None
     unpacked_bytes: int | None = None
     modules_bytes: int | None = None
@@ -324,8 +327,18 @@ class Facts:
 
     @property
     def wanted(self) -> str:
-        """What a load would load now: image and command line."""
-        return f"{self.image.image_id} {self.cmdline}"
+        """What a load would load now: image, kernel and command line."""
+        return f"{self.image.image_id} {self.image.kernel_sha256} {self.cmdline}"
+
+    @property
+    def newer_pair(self) -> bool:
+        """True when the image, or the kernel that it was built for, is another one than what is loaded."""
+        image, loaded = self.image, self.loaded
+        if loaded is None:
+            return False
+        # A kernel of the same name may be replaced without a change to any file of the image.
+        other_kernel = image.kernel_sha256 and loaded.kernel_sha256 not in ("", image.kernel_sha256)
+        return image.image_id != loaded.image_id or bool(other_kernel)
 
     @property
     def settings_changed(self) -> bool:

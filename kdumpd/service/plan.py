@@ -72,7 +72,7 @@ def _why_load(facts: Facts, *, asked: bool, building: bool) -> str | None:
         return "load the image again: the last load was interrupted"
     if not building and facts.failure is not None and facts.failure.refused == facts.wanted:
         return None  # each attempt would take the pair that is loaded away for a moment, and end in the same way
-    if building or facts.loaded.image_id != facts.image.image_id:
+    if building or facts.newer_pair:
         return "load the newer image"
     if facts.changed_hardware:
         return f"load the image again: the machine has other {' and '.join(facts.changed_hardware)} now"

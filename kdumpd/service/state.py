@@ -120,10 +120,10 @@ def _why_stale(facts: Facts) -> Iterator[Reason]:
     yield from _config_errors(facts, "the capture kernel loaded before stays")
     yield from _image_reasons(facts)
     fresh = facts.image.usable and facts.image.stale is None and not facts.config_errors
-    if fresh and facts.image.image_id != record.image_id:
+    if fresh and facts.newer_pair:
         yield Reason(
             code=Code.OLD_IMAGE_LOADED,
-            sentence="A newer capture image was built than the one that is loaded",
+            sentence="A newer capture image was built, or a newer kernel installed, than the one that is loaded",
             cure="kdumpctl load",
         )
     elif facts.settings_changed:

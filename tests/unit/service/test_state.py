@@ -37,6 +37,7 @@ RECORD = LoadedRecord(
 FRESH = Image(path=Path("/var/lib/kdumpd/6.1.0/initrd"), present=True, image_id="id-1", sha256="00")
 STALE = dataclasses.replace(FRESH, stale="level changed from 31 to 0")
 NEWER = dataclasses.replace(FRESH, image_id="id-2")
+OTHER_KERNEL = dataclasses.replace(FRESH, kernel_sha256="bb")
 MISSING = Image(path=FRESH.path)
 DAMAGED = Image(path=FRESH.path, present=True, damaged="it has 3 bytes")
 READY = Facts(
@@ -364,3 +365,21 @@ def test_paramiko_needs_memory_of_its_own() -> None:
     assert total(ssh=True) - total(ssh=False) == 18 * MIB
     # What was measured holds it already.
     assert total(ssh=True, measured=200 * MIB) == total(ssh=False, measured=200 * MIB)
+
+
+def test_a_kernel_that_was_replaced_is_loaded_though_its_image_is_the_same() -> None:
+    """The image does not hold it; whoever looks at the image alone, after a restart, would not load it."""
+    loaded = dataclasses.replace(RECORD, kernel_sha256="aa")
+    facts = dataclasses.replace(READY, image=OTHER_KERNEL, loaded=loaded)
+    state = decide(facts)
+    assert state.rung is Rung.LOADED_STALE
+    assert Code.OLD_IMAGE_LOADED in [reason.code for reason in state.reasons]
+    assert make_plan(facts).load
+    assert not make_plan(facts).build
+    # One that the kernel refused is not tried again, and the next one is.
+    failure = Failure(code=Code.LOAD_FAILED, sentence="no", refused=facts.wanted)
+    assert not make_plan(dataclasses.replace(facts, failure=failure))
+    mended = dataclasses.replace(facts, failure=failure, image=dataclasses.replace(FRESH, kernel_sha256="cc"))
+    assert make_plan(mended).load
+    # What was loaded before its kernel was noted is left alone.
+    assert not make_plan(dataclasses.replace(facts, loaded=RECORD))
