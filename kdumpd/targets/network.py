@@ -73,13 +73,11 @@ def _make(interface: Interface, names: dict[str, str], end: float, alive: Callab
         name = _await_card(interface, end, alive, sysfs)
     else:
         with _alone(end, alive):
-            if (sysfs / name).exists():
-                pass
-            elif interface.kind is LinkKind.VLAN:
+            if interface.kind is LinkKind.BOND:
+                _bond(interface, names, sysfs)
+            elif not (sysfs / name).exists():
                 below = names[interface.lower[0]]
                 _ip("link", "add", "link", below, "name", name, "type", "vlan", "id", str(interface.vlan))
-            else:
-                _bond(interface, names, sysfs)
     if interface.mtu != 1500:
         _ip("link", "set", "dev", name, "mtu", str(interface.mtu))
     # Others are asked whether they have an address (DAD) before an IPv6 one can be used: there is no time for that, and
@@ -112,7 +110,9 @@ def _alone(end: float, alive: Callable[[], None]) -> Iterator[None]:
 def _await_card(interface: Interface, end: float, alive: Callable[[], None], sysfs: Path) -> str:
     while True:
         for folder in sorted(sysfs.iterdir()):
-            if (folder / "device").exists() and _read(folder / "address").lower() == interface.mac:
+            # One that is in a bond has the bond's address.
+            mac = _read(folder / "bonding_slave/perm_hwaddr") or _read(folder / "address")
+            if (folder / "device").exists() and mac.lower() == interface.mac:
                 return folder.name
         if time.monotonic() >= end:
             raise TargetError(
@@ -124,9 +124,13 @@ def _await_card(interface: Interface, end: float, alive: Callable[[], None], sys
 
 
 def _bond(interface: Interface, names: dict[str, str], sysfs: Path) -> None:
+    """A bond of these cards. bond0 is there without any as soon as its driver is loaded (max_bonds of bonding.rst)."""
+    options = sysfs / interface.name / "bonding"
+    if {names[lower] for lower in interface.lower} <= set(_read(options / "slaves").split()):
+        return
     try:
-        (sysfs / "bonding_masters").write_text(f"+{interface.name}\n")
-        options = sysfs / interface.name / "bonding"
+        if not options.parent.exists():
+            (sysfs / "bonding_masters").write_text(f"+{interface.name}\n")
         (options / "mode").write_text(f"{interface.bond_mode}\n")
         (options / "miimon").write_text("100\n")
         for lower in interface.lower:

@@ -96,10 +96,23 @@ def test_a_vlan_on_a_bond(sysfs: Path, told: list[str]) -> None:
     with pytest.raises(TargetError, match="the bond bond0 cannot be made"):
         network.bring_up(Network(interfaces=(*cards, bond, vlan)), lambda: None, 5, sysfs)
     assert (sysfs / "bonding_masters").read_text() == "+bond0\n"
+    # The kernel makes a bond0 when the driver is loaded: that one has no cards yet.
     (sysfs / "later").rename(sysfs / "bond0")
     told.clear()
     network.bring_up(Network(interfaces=(*cards, bond, vlan)), lambda: None, 5, sysfs)
+    assert (options / "mode").read_text() == "active-backup\n"
     assert told[-2:] == ["link add link bond0 name bond0.8 type vlan id 8", "link set dev bond0.8 up"]
+    assert {"link set dev eth0 down", "link set dev eth1 down"} <= set(told)
+
+    # A second target finds it: the cards have the bond's address now, and are not taken down.
+    (options / "slaves").write_text("eth1 eth0\n")
+    for name, mac in (("eth0", "52:54:00:00:00:01"), ("eth1", "52:54:00:00:00:00")):
+        (sysfs / name / "bonding_slave").mkdir()
+        (sysfs / name / "bonding_slave/perm_hwaddr").write_text(f"{mac}\n")
+        (sysfs / name / "address").write_text("52:54:00:00:00:00\n")
+    told.clear()
+    network.bring_up(Network(interfaces=(*cards, bond, vlan)), lambda: None, 5, sysfs)
+    assert not [line for line in told if line.endswith("down")]
 
 
 def test_what_does_not_come_up_is_named_in_time(sysfs: Path, told: list[str]) -> None:
