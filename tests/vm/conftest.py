@@ -13,6 +13,16 @@ from lab import image, prepare
 from lab.console import MachineLostError
 
 
+# What takes minutes begins first, so that no worker waits for another one at the end.
+_LONG = ("test_upgrade", "test_service", "test_board", "test_capture", "test_faults", "test_processes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests of whole machines by how long they take, roughly."""
+    names = [*_LONG, ""]
+    items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in _LONG else ""))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     """Runs a test once more when QEMU itself died under it, which QEMU 10.0 does now and then as a guest reboots.
