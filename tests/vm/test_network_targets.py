@@ -193,3 +193,34 @@ def test_servers_and_links_that_fail(scratch: Path) -> None:
     results = [crash["result"] for crash in listing.listed(scratch / "host", out)]
     assert results
     assert "complete" not in results
+
+
+@pytest.mark.matrix
+@pytest.mark.xdist_group("nfs")
+def test_ipv6_in_a_vlan_on_a_bond(scratch: Path) -> None:
+    """All of it has to be made anew in the capture kernel: eth0 in bond0, bond0.7, and its address of IPv6."""
+    server_side = """
+ip link add link eth0 name eth0.7 type vlan id 7
+echo 0 >/proc/sys/net/ipv6/conf/eth0.7/accept_dad
+ip link set eth0.7 up
+ip -6 address add fd00:6b::1/64 dev eth0.7
+"""
+    client_side = """
+await /sys/class/net/eth0
+await /sys/class/net/bond0
+echo active-backup >/sys/class/net/bond0/bonding/mode
+echo 100 >/sys/class/net/bond0/bonding/miimon
+echo +eth0 >/sys/class/net/bond0/bonding/slaves
+ip link set bond0 up
+ip link add link bond0 name bond0.7 type vlan id 7
+echo 0 >/proc/sys/net/ipv6/conf/bond0.7/accept_dad
+ip link set bond0.7 up
+ip -6 address add fd00:6b::2/64 dev bond0.7
+"""
+    with nfsd.running(scratch, {"six": 128}, setup=server_side, modules=["8021q"]) as server:
+        outcome = tiny.crash(
+            "nfs [fd00:6b::1]:/srv/six\npath /crash\n", scratch, setup=client_side,
+            modules=["virtio_net", "bonding", "8021q"], words=server.words,
+        )  # fmt: skip
+    assert "SAVED" in outcome.capture, outcome.capture[-3000:]
+    shown(tiny.only_crash(listing.take(server.disks["six"], "/crash", scratch / "six")), outcome)
