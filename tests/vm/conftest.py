@@ -12,7 +12,6 @@ import pytest
 from lab import image, prepare
 from lab.console import MachineLostError
 
-
 # What takes minutes begins first, so that no worker waits for another one at the end.
 _LONG = ("test_upgrade", "test_service", "test_board", "test_capture", "test_faults", "test_processes")
 
