@@ -83,7 +83,7 @@ class Copier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._workers.__exit__()
+        self._workers.close()
         self._copied.workers_bytes = self._workers.private_bytes
         self._copied.workers_lost = self._workers.lost
 

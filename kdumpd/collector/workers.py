@@ -33,11 +33,9 @@ _STANDARD_FDS = 3
 class Slot:
     """Room for a batch: pages as they were read, what they are packed to, and how large each became."""
 
-    def __init__(self, pages: int, memory: memoryview | None = None) -> None:
-        """`memory`, of `bytes_for(pages)`, is what others share; without it the slot has memory of its own."""
+    def __init__(self, pages: int, memory: memoryview) -> None:
+        """In `memory`, of `bytes_for(pages)`."""
         size = pages * BLOCK_SIZE
-        if memory is None:
-            memory = memoryview(np.empty(self.bytes_for(pages), dtype=np.uint8))  # type: ignore[arg-type]
         self.source = PageBuffer(pages, memory[:size])
         self.target = PageBuffer(pages, memory[size : 2 * size])
         self._facts = np.frombuffer(memory[2 * size : self.bytes_for(pages)], dtype=np.uint32).reshape(2, pages)
@@ -47,10 +45,13 @@ class Slot:
         """What a slot for so many pages takes."""
         return pages * (2 * BLOCK_SIZE + 8)
 
-    def is_empty(self, count: int) -> bool:
-        """Whether the first `count` pages are zero: then packing them is less than asking for it."""
+    def pack_if_zero(self, count: int) -> bool:
+        """Packs the first `count` pages if all of them are zero, which is less than asking for it."""
         pages = self.source.pages[:count]
-        return not pages[0].any() and bool(zero_pages(pages).all())
+        if pages[0].any() or not zero_pages(pages).all():
+            return False
+        self._facts[:, :count] = 0
+        return True
 
     def pack(self, packing: Packing, count: int) -> None:
         """Packs the first `count` pages."""
@@ -69,6 +70,17 @@ class _Worker:
     answers: int
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Batch:
+    """Pages under way; `worker` has them, None when nobody was asked."""
+
+    slot: int
+    count: int
+    level: int | None
+    worker: _Worker | None = None
+    packed: bool = False
+
+
 class Workers:
     """Packs in `count` processes, or in as many as there is room for. A context manager; without processes it still
     packs, in `result`."""
@@ -78,16 +90,15 @@ class Workers:
         self.lost = 0
         self.private_bytes = 0
         self._packings = Packings(codec)
-        self._waiting: collections.deque[tuple[int, int, int | None, _Worker | None]] = collections.deque()
+        self._waiting: collections.deque[_Batch] = collections.deque()
         self._next = 0
         self._workers: list[_Worker] = []
-        self.slots: list[Slot] = []
         size = Slot.bytes_for(pages)
         size += -size % mmap.PAGESIZE
-        shared = memoryview(mmap.mmap(-1, size * slots)) if count else None
-        for at in range(0, size * slots, size):
-            self.slots.append(Slot(pages, None if shared is None else shared[at : at + size]))
-        gc.freeze()  # so that the collector of a child writes to none of it
+        memory = memoryview(mmap.mmap(-1, size * slots))  # shared with the workers
+        self.slots = [Slot(pages, memory[at : at + size]) for at in range(0, size * slots, size)]
+        if count:
+            gc.freeze()  # so that the collector of a child writes to none of it
         for _ in range(count):
             try:
                 self._workers.append(_fork(self.slots, self._packings))
@@ -98,29 +109,38 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are at."""
         self.private_bytes = sum(_private_bytes(worker.pid) for worker in self._workers)
         for worker in self._workers[:]:
             self._end(worker)
 
     def submit(self, slot: int, count: int, level: int | None) -> None:
         """Has the first `count` pages of a slot packed."""
-        worker = None
-        if self._workers and not self.slots[slot].is_empty(count):
-            worker = self._workers[self._next % len(self._workers)]
-            self._next += 1
-            try:
-                os.write(worker.requests, _REQUEST.pack(slot, count, level is not None, level or 0))
-            except OSError:
-                self._lose(worker)
-                worker = None
-        self._waiting.append((slot, count, level, worker))
+        batch = _Batch(slot=slot, count=count, level=level)
+        self._waiting.append(batch)
+        if not self._workers:
+            return
+        batch.packed = self.slots[slot].pack_if_zero(count)
+        if batch.packed:
+            return
+        worker = self._workers[self._next % len(self._workers)]
+        self._next += 1
+        try:
+            os.write(worker.requests, _REQUEST.pack(slot, count, level is not None, level or 0))
+            batch.worker = worker
+        except OSError:
+            self._lose(worker)
 
     def result(self) -> tuple[int, PackedPages]:
         """Waits for what was submitted first: its slot, and what became of its pages. Raises what packing raises."""
-        slot, count, level, worker = self._waiting.popleft()
-        if worker is None or not self._answered(worker):
-            self.slots[slot].pack(self._packings.of(level), count)
-        return slot, self.slots[slot].packed(count)
+        batch = self._waiting.popleft()
+        slot = self.slots[batch.slot]
+        if not batch.packed and (batch.worker is None or not self._answered(batch.worker)):
+            slot.pack(self._packings.of(batch.level), batch.count)
+        return batch.slot, slot.packed(batch.count)
 
     def _answered(self, worker: _Worker) -> bool:
         if worker not in self._workers:
