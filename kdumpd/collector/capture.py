@@ -70,7 +70,8 @@ def capture(places: Places, orders: Orders = Orders()) -> int:  # noqa: B008 # i
     progress = Progress(_PHASES, heartbeat=places.heartbeat)
     answers = Answers(places.answers)
     try:
-        return _capture(places, orders, progress, answers)
+        with contextlib.ExitStack() as opened:
+            return _capture(places, orders, progress, answers, opened)
     except KdumpError as error:
         reason = str(error)
     except OSError as error:
@@ -82,32 +83,18 @@ def capture(places: Places, orders: Orders = Orders()) -> int:  # noqa: B008 # i
     return 1
 
 
-def _capture(places: Places, orders: Orders, progress: Progress, answers: Answers) -> int:
+def _capture(places: Places, orders: Orders, progress: Progress, answers: Answers, opened: contextlib.ExitStack) -> int:
+    """One target after the other, until one has it."""
     settings = CaptureConfig.from_json(places.settings.read_text(encoding="utf-8"), str(places.settings))
     started = time.time_ns() // 1000
     progress.phase("reading the log of the crashed kernel")
     source: Source | None = None
     trouble: KdumpError | None = None
     try:
-        source = Source.open(places.vmcore)
+        source = opened.enter_context(Source.open(places.vmcore))
     except KdumpError as error:
         trouble = error  # still told on the target: somebody will look there
         progress.say(f"{places.vmcore} cannot be used: {error}")
-    with source or contextlib.nullcontext():
-        return _deliver(places, orders, progress, answers, settings, started, source, trouble)
-
-
-def _deliver(
-    places: Places,
-    orders: Orders,
-    progress: Progress,
-    answers: Answers,
-    settings: CaptureConfig,
-    started: int,
-    source: Source | None,
-    trouble: KdumpError | None,
-) -> int:
-    """One target after the other, until one has it."""
     lines = source.log_lines() if source is not None else []
     panic = panic_line(lines)
     if panic is not None and not settings.encrypt_to:

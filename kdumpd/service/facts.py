@@ -171,8 +171,9 @@ def _free_bytes(
     config: Config, targets: tuple[ResolvedTarget, ...], reached: tuple[TriedTarget, ...], root: Path
 ) -> int | None:
     """Of the first target, which is the one that is wanted."""
-    if config.targets and any(one.target == str(config.targets[0]) for one in reached):
-        return next(one.free_bytes for one in reached if one.target == str(config.targets[0]))
+    first = next((one for one in reached if config.targets and one.target == str(config.targets[0])), None)
+    if first is not None:
+        return first.free_bytes
     if not targets or targets[0].block is None:
         return None
     try:
