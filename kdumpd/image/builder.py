@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import stat
 import subprocess
 from collections.abc import Callable
@@ -219,9 +218,7 @@ def gather(request: BuildRequest) -> contents.Tree:
     """All entries of our own that are the same for each kernel. Raises BuildError naming what is missing."""
     own = request.builder is Builder.BUSYBOX
     tree = contents.skeleton(find_init(), "init" if own else "kdumpd/init")
-    busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
-    if busybox is None:
-        raise BuildError("busybox, which the capture image needs, is not installed", hint="install busybox-static")
+    busybox = contents.find_busybox("the capture image")
     applets = applets_of(busybox)
     elfs = contents.add_busybox(tree, applets, busybox)
     network.add_tools(tree, request.capture, applets)

@@ -160,6 +160,14 @@ def settings(capture: CaptureConfig, modules: Sequence[str]) -> Tree:
     return tree
 
 
+def find_busybox(user: str) -> str:
+    """Where this machine has busybox, which `user` needs. Raises BuildError."""
+    found = next((place for place in BUSYBOX_PLACES if os.path.exists(place)), None)
+    if found is None:
+        raise BuildError(f"busybox, which {user} needs, is not installed", hint="install busybox-static")
+    return found
+
+
 def add_busybox(tree: Tree, listed: Sequence[str], busybox: str, origin: Origin = _HERE) -> list[str]:
     """The shell and its tools; returns the ELF files added. Raises BuildError when an applet is missing."""
     missing = [name for name in APPLETS if name not in listed]

@@ -9,7 +9,6 @@ after it (Documentation/driver-api/early-userspace/buffer-format.rst), and the f
 from __future__ import annotations
 
 import dataclasses
-import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,9 +63,7 @@ def first_system(
 ) -> bytes:
     """The initramfs of the scratch machine. `settings` are for its init. Raises BuildError."""
     tree = contents.skeleton(find_shared("rehearsal/init"), "init")
-    busybox = next((place for place in contents.BUSYBOX_PLACES if os.path.exists(place)), None)
-    if busybox is None:
-        raise BuildError("busybox, which the rehearsal needs, is not installed", hint="install busybox-static")
+    busybox = contents.find_busybox("the rehearsal")
     applets = applets_of(busybox)
     if "tar" not in applets:
         raise BuildError(f"{busybox} has no tar, which the rehearsal needs", hint="install busybox-static")
@@ -83,10 +80,11 @@ def first_system(
     texts["cmdline"] = f"{pair.cmdline}\n"
     for name, text in texts.items():
         tree.add(_file(f"{_FOLDER}/{name}", text.encode()))
-    tree.add(_file(f"{_FOLDER}/kernel", pair.kernel))
-    tree.add(_file(f"{_FOLDER}/initrd", pair.initrd + behind_image(pair, stage, index)))
     # Packed images do not pack again: the machine would only unpack them a second time.
-    large = [tree.entries.pop(f"{_FOLDER}/{name}") for name in ("kernel", "initrd")]
+    large = [
+        _file(f"{_FOLDER}/kernel", pair.kernel),
+        _file(f"{_FOLDER}/initrd", pair.initrd + behind_image(pair, stage, index)),
+    ]
     packed = pack.pack(cpio.write(tree.entries.values()), pack.choose(config))
     return packed + bytes(-len(packed) % _BLOCK) + cpio.write(large)
 
