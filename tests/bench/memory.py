@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lab import proof, tiny
 from lab.aptroot import LabError
-from lab.sshd import Sshd, running
+from lab.sshd import HOST, WAY, Sshd, running
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "PERFORMANCE.md"
 _BEGIN, _END = "<!-- memory: begin -->\n", "<!-- memory: end -->\n"
@@ -34,13 +34,6 @@ _HEAD = (
 )
 _MIB = 1 << 20
 _CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0")
-_SERVER = "10.0.2.2"  # this host, as a guest sees it
-_SETUP = """
-await /sys/class/net/eth0
-ip link set eth0 up
-ip address add 10.0.2.15/24 dev eth0
-ip route add default via 10.0.2.2
-"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +135,9 @@ def _ssh(case: Case, folder: Path, name: str) -> Run:
     with running(folder / "sshd") as server:
         return _judged(
             lambda: tiny.crash(
-                f"ssh root@{_SERVER}:{server.port}\npath {folder}/{name}\ndeadline_stall 60\ndeadline_total 180\n",
+                f"ssh root@{HOST}:{server.port}\npath {folder}/{name}\ndeadline_stall 60\ndeadline_total 180\n",
                 folder,
-                setup=_SETUP,
+                setup=WAY,
                 modules=["virtio_net"],
                 words=_CARD,
                 prepare=_trust(server),
@@ -163,7 +156,7 @@ def _trust(server: Sshd) -> Callable[[Path], None]:
         folder = root / "etc/kdumpd/ssh"
         folder.mkdir(parents=True)
         shutil.copy(server.key, folder / "id_ed25519")
-        shutil.copy(server.pin(server.port, name=_SERVER), folder / "known_hosts")
+        shutil.copy(server.pin(server.port, name=HOST), folder / "known_hosts")
 
     return prepare
 

@@ -14,18 +14,11 @@ import pytest
 from lab import image, listing, nfsd, proof, tiny
 from lab.aptroot import AptRoot, run
 from lab.qemu import Machine
-from lab.sshd import Sshd, public, running
+from lab.sshd import HOST, WAY, Sshd, public, running
 
 _CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
-_SERVER = "10.0.2.2"  # this host, as a guest sees it
-_SETUP = """
-await /sys/class/net/eth0
-ip link set eth0 up
-ip address add 10.0.2.15/24 dev eth0
-ip route add default via 10.0.2.2
-"""
 # Both the cable to the NFS server and QEMU's network; which card comes first is the order on the command line.
-_BOTH = nfsd.SETUP + _SETUP.replace("eth0", "eth1")
+_BOTH = nfsd.SETUP + WAY.replace("eth0", "eth1")
 _WRITING = r"\d/7 writing what is needed first +\d+ %"
 _FAILED = r"CAPTURE FAILED on"
 _DEADLINE_S = 300
@@ -41,7 +34,7 @@ def trust(*servers: Sshd, pinned: Sshd | None = None) -> Callable[[Path], None]:
         folder.mkdir(parents=True)
         shutil.copy(servers[0].key, folder / "id_ed25519")
         keys = [(server.port, public((pinned or server).host_key)) for server in servers]
-        (folder / "known_hosts").write_text("".join(f"[{_SERVER}]:{port} {key}\n" for port, key in keys))
+        (folder / "known_hosts").write_text("".join(f"[{HOST}]:{port} {key}\n" for port, key in keys))
 
     return prepare
 
@@ -81,10 +74,10 @@ def test_ssh(scratch: Path) -> None:
         node.bind(("127.0.0.1", 0))
         node.settimeout(5)
         outcome = tiny.crash(
-            f"ssh root@{_SERVER}:{server.port}\npath {scratch}/out\n"
-            f"fence_kdump_nodes {_SERVER}\nfence_kdump_args -p {node.getsockname()[1]} -i 1\n",
+            f"ssh root@{HOST}:{server.port}\npath {scratch}/out\n"
+            f"fence_kdump_nodes {HOST}\nfence_kdump_args -p {node.getsockname()[1]} -i 1\n",
             scratch,
-            setup=_SETUP,
+            setup=WAY,
             modules=["virtio_net"],
             words=_CARD,
             prepare=prepare,
@@ -117,7 +110,7 @@ def test_nfs(scratch: Path) -> None:
         )  # fmt: skip
         server.order("all_versions")
         fourth = tiny.crash(
-            f"ssh root@{_SERVER}:{sshd.port}\n" + exports["small"] + exports["four"] + config, scratch, setup=_BOTH,
+            f"ssh root@{HOST}:{sshd.port}\n" + exports["small"] + exports["four"] + config, scratch, setup=_BOTH,
             modules=nfsd.MODULES, words=(*server.words, *_CARD), prepare=trust(sshd, pinned=other), name="v4",
         )  # fmt: skip
     roots = {name: scratch / name for name in sizes}
@@ -173,7 +166,7 @@ def test_servers_and_links_that_fail(scratch: Path) -> None:
     ):
         for one in (second, third):
             shutil.copy(first.folder / "authorized_keys", one.folder / "authorized_keys")
-        lines = [f"ssh root@{_SERVER}:{one.port}\n" for one in (first, second, third)]
+        lines = [f"ssh root@{HOST}:{one.port}\n" for one in (first, second, third)]
         lines.insert(1, f"nfs {nfsd.ADDRESS}:/srv/frozen\n")
         deadlines = f"deadline_total {_DEADLINE_S}\ndeadline_target 30\ndeadline_network 5\ndeadline_stall 45\n"
         outcome = tiny.crash(

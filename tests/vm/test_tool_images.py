@@ -10,9 +10,8 @@ import pytest
 from lab import circle, cpio, image, proof, tiny
 
 
-@pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
-def test_this_debian_s_tools(builder: str, scratch: Path) -> None:
-    """On Debian 12 dracut 059 and initramfs-tools 0.142; with the 192 MiB that their images need."""
+def _captured(scratch: Path, builder: str, name: str, **guest: str) -> None:
+    """A tiny guest crashes with the image of that builder, in the 192 MiB that such images need; its dump is whole."""
     disk = scratch / "dumps.raw"
     uuid = tiny.ext4(disk)
     outcome = tiny.crash(
@@ -20,31 +19,24 @@ def test_this_debian_s_tools(builder: str, scratch: Path) -> None:
         scratch,
         disks=[tiny.Disk(path=disk)],
         crashkernel="192M",
-        name=builder,
+        name=name,
+        **guest,
     )
     folder = tiny.take_ext4(disk, "/crash", scratch / "crash")
     proof.complete(folder)
     proof.marker(folder, outcome.marker)
     proof.accepted(folder)
+
+
+@pytest.mark.parametrize("builder", ["dracut", "initramfs-tools"])
+def test_this_debian_s_tools(builder: str, scratch: Path) -> None:
+    """On Debian 12 dracut 059 and initramfs-tools 0.142."""
+    _captured(scratch, builder, name=builder)
 
 
 def test_dracut_ng_of_debian_13(scratch: Path) -> None:
     """Built with trixie's dracut 106, Python 3.13 and udev for its kernel 6.12."""
-    disk = scratch / "dumps.raw"
-    uuid = tiny.ext4(disk)
-    outcome = tiny.crash(
-        f"ext4 UUID={uuid}\npath /crash\nbuilder dracut\n",
-        scratch,
-        disks=[tiny.Disk(path=disk)],
-        suite="trixie",
-        kernel="6.12-trixie",
-        crashkernel="192M",
-        name="dracut-ng",
-    )
-    folder = tiny.take_ext4(disk, "/crash", scratch / "crash")
-    proof.complete(folder)
-    proof.marker(folder, outcome.marker)
-    proof.accepted(folder)
+    _captured(scratch, "dracut", name="dracut-ng", suite="trixie", kernel="6.12-trixie")
 
 
 @pytest.mark.matrix

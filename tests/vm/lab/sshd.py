@@ -15,6 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "dumps.test"
+HOST = "10.0.2.2"  # this host, as a guest sees it through QEMU's own network
+# What a guest's first system does to reach it.
+WAY = f"""
+await /sys/class/net/eth0
+ip link set eth0 up
+ip address add 10.0.2.15/24 dev eth0
+ip route add default via {HOST}
+"""
 
 
 def make_key(path: Path, kind: str = "ed25519") -> Path:
