@@ -41,4 +41,4 @@ def read_rehearsal(state_dir: Path) -> LastRehearsal | None:
     )
     if not good:
         return None
-    return LastRehearsal(**texts, **numbers, seconds=float(seconds), exchanged=tuple(exchanged))  # type: ignore[arg-type]
+    return LastRehearsal(**texts, **numbers, seconds=float(seconds), exchanged=tuple(exchanged))  # type: ignore[arg-type]  # looked at above
