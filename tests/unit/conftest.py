@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several rooms share: the small dead kernel of vmcore/, and the machines made of files of tests/service."""
+"""What several rooms share: the small dead kernel of vmcore/, plain settings of config/, the machines made of files of
+tests/service."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "service"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "vmcore"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "config"))
 
 from fake_machine import FakeMachine  # its folder has to be found first
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_kernel import OLD, PAGES, FakeKernel
+from plain_capture import settings
 
 from kdumpd.collector import capture as capturing
 from kdumpd.collector.capture import Places, capture, image_id
 from kdumpd.collector.progress import Progress, peak_rss
 from kdumpd.collector.source import Source
-from kdumpd.config.capture import CaptureConfig, LocalDestination
-from kdumpd.config.model import DEFAULT_DUMP, Action
+from kdumpd.config.capture import LocalDestination
 from kdumpd.dumpfile.manifest import Manifest, Result
 from kdumpd.dumpfile.reader import DiskdumpReader, verify
 from kdumpd.errors import KdumpError, NoSpaceError, VmcoreError
@@ -29,14 +29,7 @@ from kdumpd.targets import files
 from kdumpd.targets.files import CrashDirectory
 from kdumpd.targets.target import Target
 
-SETTINGS = CaptureConfig(
-    hostname="host",
-    kernel="6.1.0-fake",
-    destinations=(LocalDestination(device="UUID=0", fstype="ext4", directory="/crash"),),
-    dump=DEFAULT_DUMP,
-    final_action=Action.REBOOT,
-    failure_action=Action.REBOOT,
-)
+SETTINGS = settings(kernel="6.1.0-fake")
 
 
 @pytest.fixture

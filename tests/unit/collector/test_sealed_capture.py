@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from fake_kernel import OLD, PAGE, PAGES, FakeKernel
+from plain_capture import settings
 
 from kdumpd.cli.__main__ import main as ctl
 from kdumpd.collector.capture import Places, capture
 from kdumpd.collector.source import Source
-from kdumpd.config.capture import CaptureConfig, LocalDestination
-from kdumpd.config.model import DEFAULT_DUMP, Action
+from kdumpd.config.capture import CaptureConfig
 from kdumpd.crashes.index import Crash, Standing, read_crash
 from kdumpd.crashes.verify import verify as verify_files
 from kdumpd.dumpfile.diskdump import Status
@@ -50,22 +50,14 @@ class World:
         kernel.memory[0x280 * PAGE : 0x281 * PAGE] = (SECRET * 300)[:PAGE]
         kernel.extra.append(SECRET.decode())
         core = kernel.write(folder / "core")
-        settings = folder / "capture.json"
-        config = CaptureConfig(
-            hostname="host",
-            kernel="6.1.0-fake",
-            destinations=(LocalDestination(device="UUID=0", fstype="ext4", directory="/crash"),),
-            dump=DEFAULT_DUMP,
-            final_action=Action.REBOOT,
-            failure_action=Action.REBOOT,
-            encrypt_to=(self.public,),
-        )
-        settings.write_text(config.to_json())
-        assert CaptureConfig.from_json(settings.read_text(), "settings") == config
+        path = folder / "capture.json"
+        config = settings(kernel="6.1.0-fake", encrypt_to=(self.public,))
+        path.write_text(config.to_json())
+        assert CaptureConfig.from_json(path.read_text(), "settings") == config
         kmsg = folder / "kmsg"
         kmsg.write_text("6,1,1500000,-;the capture kernel repeats hunter2-in-messages\n")
         self.places = Places(
-            settings=settings, image=folder / "image.json", vmcore=core, mountpoint=folder / "mnt",
+            settings=path, image=folder / "image.json", vmcore=core, mountpoint=folder / "mnt",
             heartbeat=folder / "alive", answers=None, kmsg=kmsg,
         )  # fmt: skip
 

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from plain_capture import settings
 
-from kdumpd.config.capture import CaptureConfig, Destination, Fence, LocalDestination, NfsDestination, SshDestination
-from kdumpd.config.model import DEFAULT_DUMP, Action
+from kdumpd.config.capture import CaptureConfig, Fence, LocalDestination, NfsDestination, SshDestination
 from kdumpd.config.network import Interface, LinkKind, Network
 from kdumpd.errors import BuildError, KdumpError, TargetError
 from kdumpd.image import contents, network, pyclosure
@@ -19,17 +19,6 @@ from kdumpd.image.supervisor import supervisor_files
 DISK = LocalDestination(device="UUID=0", fstype="ext4", directory="/crash")
 ACCOUNT = SshDestination(user="dumps", host="server", port=22, directory="/srv")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 42 + "="
-
-
-def settings(*destinations: Destination) -> CaptureConfig:
-    return CaptureConfig(
-        hostname="host",
-        kernel="6.1.0",
-        destinations=destinations,
-        dump=DEFAULT_DUMP,
-        final_action=Action.REBOOT,
-        failure_action=Action.REBOOT,
-    )
 
 
 @pytest.fixture

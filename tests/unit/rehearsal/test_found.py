@@ -12,25 +12,17 @@ from pathlib import Path
 
 import pytest
 from fake_kernel import OLD, FakeKernel
+from plain_capture import settings
 
 from kdumpd.collector import capture as capturing
 from kdumpd.collector.progress import Progress
 from kdumpd.collector.source import Source
-from kdumpd.config.capture import CaptureConfig, LocalDestination
-from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.rehearsal.found import check, unpack
 from kdumpd.rehearsal.machine import StageError
 from kdumpd.targets.files import CrashDirectory
 
 MARKER = "0123456789abcdef"
-SETTINGS = CaptureConfig(
-    hostname="host",
-    kernel="6.1.0-fake",
-    destinations=(LocalDestination(device="UUID=0", fstype="ext4", directory="/crash"),),
-    dump=DEFAULT_DUMP,
-    final_action=Action.REBOOT,
-    failure_action=Action.REBOOT,
-)
+SETTINGS = settings(kernel="6.1.0-fake")
 
 
 @pytest.fixture

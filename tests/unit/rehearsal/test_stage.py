@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from plain_capture import settings
 
 from kdumpd.config.capture import (
-    CaptureConfig,
     Destination,
     Layer,
     LayerKind,
@@ -21,7 +21,6 @@ from kdumpd.config.capture import (
     RawDestination,
     SshDestination,
 )
-from kdumpd.config.model import DEFAULT_DUMP, Action
 from kdumpd.errors import KdumpError, UnsupportedError
 from kdumpd.image import cpio
 from kdumpd.image.kmodules import ModuleIndex
@@ -31,17 +30,6 @@ from kdumpd.rehearsal.first_system import Pair, behind_image
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 EXT4 = LocalDestination(device=f"UUID={UUID}", fstype="ext4", directory="/crash")
 MODULES = ("virtio_pci", "virtio_blk", "nvme", "ahci", "sd_mod", "ext4", "xfs")
-
-
-def settings(*destinations: Destination) -> CaptureConfig:
-    return CaptureConfig(
-        hostname="host",
-        kernel="6.1.0",
-        destinations=destinations,
-        dump=DEFAULT_DUMP,
-        final_action=Action.REBOOT,
-        failure_action=Action.REBOOT,
-    )
 
 
 @pytest.fixture
