@@ -8,6 +8,7 @@ nothing else wakes the service for this.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -72,6 +73,7 @@ class Reach:
                 return
             self._running = True
             self._tried = self._wanted
+            self._due = math.inf  # a hint that comes during the trial brings it down again, and another one follows
         threading.Thread(target=self._run, name="reach", daemon=True).start()
 
     def _run(self) -> None:
@@ -88,7 +90,7 @@ class Reach:
                 self._failures = min(self._failures + 1, 16)
             else:
                 self._failures = 0
-            self._due = time.monotonic() + pause
+            self._due = min(self._due, time.monotonic() + pause)
             self._running = False
 
     def _trial(self) -> str:

@@ -123,3 +123,21 @@ def test_after_a_failure_sooner_but_ever_more_rarely(trials: Trials) -> None:
     trials.after(3600)
     assert trials.count == before + 1
     assert trials.after(3600) == before + 1
+
+
+def test_a_hint_that_comes_during_a_trial_is_followed_by_another_one(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that trial found may be older than what the hint tells of."""
+
+    def hinted() -> str:
+        trials.count += 1
+        if trials.count == 1:
+            trials.reach.hint(0.0)
+        return ""
+
+    monkeypatch.setattr(trials.reach, "_trial", hinted)
+    trials.note()
+    assert trials.after(0) == 1
+    assert trials.after(1) == 2
+    assert trials.after(30) == 2
