@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,11 @@ INTERFACE = "org.kdumpd.Kdump1.Manager"
 _JOB = "org.kdumpd.Kdump1.Job"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _STATUS_MS = 5_000
+_WORK_MS = 25_000  # of a machine that is busy: it boots, or a capture kernel is being loaded
+_START_SECONDS = 100.0  # what systemd allows a service to take, DefaultTimeoutStartSec, and something more
 _PERSON_MS = 180_000  # somebody types a password
+_BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
+_SLOW = "org.freedesktop.DBus.Error.TimedOut"
 _GONE = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.", "NoServer", "FileNotFound")
 _START = "start it: systemctl start kdumpd"
 
@@ -32,7 +37,7 @@ _START = "start it: systemctl start kdumpd"
 def properties() -> dict[str, Any]:
     """All properties of the service, which is not started for it. Raises ServiceUnreachableError."""
     arguments = GLib.Variant("(s)", (INTERFACE,))
-    answer = _call(_PROPERTIES, "GetAll", arguments, _STATUS_MS, start=False)
+    answer = _call(_PROPERTIES, "GetAll", arguments, _STATUS_MS)
     found: dict[str, Any] = answer.unpack()[0]
     return found
 
@@ -42,7 +47,8 @@ def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
 
     SIGINT cancels the job. Raises the KdumpError that ended it.
     """
-    path = _call(INTERFACE, "StartJob", GLib.Variant("(s)", (kind,)), _STATUS_MS, start=True).unpack()[0]
+    _wake(lambda: on_phase("waiting for kdumpd to start", 0.0))
+    path = _call(INTERFACE, "StartJob", GLib.Variant("(s)", (kind,)), _WORK_MS).unpack()[0]
     connection = _connect()
     loop = GLib.MainLoop()
     seen: dict[str, Any] = {}
@@ -73,7 +79,7 @@ def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
     GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, interrupt)
     # From here on nothing is missed; what happened before is asked for.
     arguments = GLib.Variant("(s)", (_JOB,))
-    take(_call(_PROPERTIES, "GetAll", arguments, _STATUS_MS, start=False, path=path).unpack()[0])
+    take(_call(_PROPERTIES, "GetAll", arguments, _WORK_MS, path=path).unpack()[0])
     if seen["State"] in ("queued", "running"):
         loop.run()
     if seen["State"] != "done":
@@ -86,18 +92,13 @@ def test_crash(*, interactive: bool) -> str:
     `interactive` lets polkit ask a person who is no root.
     """
     flags = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else Gio.DBusCallFlags.NONE
-    try:
-        answer = _connect().call_sync(
-            NAME, PATH, INTERFACE, "TestCrash", None, None, flags, _PERSON_MS if interactive else _STATUS_MS, None
-        )
-    except GLib.Error as error:
-        raise _translate(error) from error
+    answer = _call(INTERFACE, "TestCrash", None, _PERSON_MS if interactive else _WORK_MS, flags=flags)
     return str(answer.unpack()[0])
 
 
 def nudge(method: str) -> None:
     """Calls a method without arguments of a service that runs. Raises ServiceUnreachableError when none does."""
-    _call(INTERFACE, method, None, _STATUS_MS, start=False)
+    _call(INTERFACE, method, None, _STATUS_MS)
 
 
 def follow(
@@ -163,10 +164,45 @@ def _connect() -> Gio.DBusConnection:
         raise _translate(error) from error
 
 
+def _wake(on_wait: Callable[[], None]) -> None:
+    """Has the service started where none runs, and waits for it, which takes long on a machine that boots.
+
+    A bus gives up after 25 s (dbus-daemon.1, service_start_timeout), while systemd goes on with the start.
+    """
+    arguments = GLib.Variant("(s)", (NAME,))
+    end = time.monotonic() + _START_SECONDS
+    while not _ask_bus("NameHasOwner", arguments):
+        if time.monotonic() >= end:
+            within = f"within {_START_SECONDS:.0f} s"
+            raise ServiceUnreachableError(f"The service kdumpd did not start {within}", hint="systemctl status kdumpd")
+        on_wait()
+        _ask_bus("StartServiceByName", GLib.Variant("(su)", (NAME, 0)))
+
+
+def _ask_bus(method: str, arguments: GLib.Variant) -> Any:
+    """Calls a method of the bus itself: what it answers, None when it waits no longer for what it was asked for.
+
+    Raises ServiceUnreachableError.
+    """
+    none, wait_ms = Gio.DBusCallFlags.NONE, int(_START_SECONDS * 1000)
+    try:
+        answer = _connect().call_sync(_BUS, _BUS_PATH, _BUS, method, arguments, None, none, wait_ms, None)
+    except GLib.Error as error:
+        if Gio.DBusError.get_remote_error(error) == _SLOW:
+            return None
+        raise _translate(error) from error
+    return answer.unpack()[0]
+
+
 def _call(
-    interface: str, method: str, arguments: GLib.Variant | None, wait_ms: int, *, start: bool, path: str = PATH
+    interface: str,
+    method: str,
+    arguments: GLib.Variant | None,
+    wait_ms: int,
+    *,
+    path: str = PATH,
+    flags: Gio.DBusCallFlags = Gio.DBusCallFlags.NO_AUTO_START,
 ) -> GLib.Variant:
-    flags = Gio.DBusCallFlags.NONE if start else Gio.DBusCallFlags.NO_AUTO_START
     try:
         return _connect().call_sync(NAME, path, interface, method, arguments, None, flags, wait_ms, None)
     except GLib.Error as error:
