@@ -99,7 +99,7 @@ def test_what_is_no_stream_leaves_nothing(stdin: bytes, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sets(st.integers(0, 799)), st.integers(2, 9))
 def test_parts_hold_equally_many_pages(kept: set[int], count: int) -> None:
     bits = np.zeros(800, dtype=np.uint8)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumpd.config.age_keys import (
@@ -48,7 +48,6 @@ def test_a_pair_of_age_keygen_belongs_together(pair: tuple[str, str]) -> None:
     assert key.public_bytes(Encoding.Raw, PublicFormat.Raw) == recipient_key(public)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_any_key_survives_being_written(key: bytes) -> None:
     assert identity_key(identity_text(key)) == key

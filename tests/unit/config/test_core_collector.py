@@ -137,7 +137,7 @@ WORDS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(WORDS)
 def test_any_words_are_options_or_sentences(words: list[str]) -> None:
     for found in (parse_words(words), parse_core_collector("makedumpfile " + " ".join(words))):
@@ -146,7 +146,7 @@ def test_any_words_are_options_or_sentences(words: list[str]) -> None:
         assert DumpSettings.from_dict(dataclasses.asdict(found.dump)) == found.dump
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.permutations(["-d", "-z", "--num-threads", "-f", "in"]), st.integers(0, 31))
 def test_the_order_of_options_does_not_matter(order: list[str], level: int) -> None:
     values = {"-d": [str(level)], "--num-threads": ["3"]}

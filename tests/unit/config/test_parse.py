@@ -263,7 +263,7 @@ def test_an_unreadable_file_is_a_fatal_problem(tmp_path: Path) -> None:
 LIKELY = ("1", "0", "10min", "5", "/bin/true", "31,1", "zstd 3", "makedumpfile -E", "50%", "debian", "UUID=1", "a@b:2")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from([*sorted(directives()), "x"]), st.text() | st.sampled_from(LIKELY))))
 def test_any_text_gives_a_config_and_sentences(lines: list[tuple[str, str]]) -> None:
     found = parse("\n".join(f"{name} {value}" for name, value in lines))

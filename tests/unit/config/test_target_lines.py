@@ -133,7 +133,7 @@ TEXT = st.text(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(sorted(NAMES)), TEXT)
 def test_any_value_gives_a_target_that_reads_back_or_one_sentence(name: str, value: str) -> None:
     found = parse(f"{name} {value}".replace("\n", " "))

@@ -84,7 +84,7 @@ def test_age_decrypts_ours_and_we_decrypt_theirs(size: int, keys: Keys, others: 
     assert unseal(tmp_path / "theirs", keys.private) == (data, True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pieces=st.lists(st.integers(0, 3 * CHUNK), max_size=6), reads=st.lists(st.tuples(st.integers(0), st.integers(0)))
 )
@@ -212,7 +212,7 @@ def test_what_others_wrap_in_other_ways_is_left_alone(keys: Keys, tmp_path: Path
         unseal(tmp_path / "file", keys.private)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_junk_for_a_header_is_a_sentence(junk: bytes) -> None:
     for raw in (junk, b"age-encryption.org/v1\n" + junk, b"age-encryption.org/v1\n-> X25519 " + junk):

@@ -24,14 +24,14 @@ PAGES = st.builds(
 
 
 @pytest.mark.parametrize("codec", PACKING)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(page=PAGES)
 def test_a_page_comes_back(codec: Codec, page: bytes) -> None:
     assert Unpacker().page(packer(codec)(memoryview(page)), codec, "page") == page
 
 
 @pytest.mark.parametrize("codec", [*PACKING, Codec.RAW, 0x40])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(junk=st.binary(max_size=64))
 def test_junk_is_a_sentence(codec: int, junk: bytes) -> None:
     with pytest.raises(DumpFormatError, match=r"^page 1 "):

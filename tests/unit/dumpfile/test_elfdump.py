@@ -60,7 +60,7 @@ def write(
         writer.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kept=KEPT, most=st.integers(0, 50), longest=st.integers(1, 20))
 def test_runs_hold_all_pages_and_fill_only_short_holes(kept: set[int], most: int, longest: int) -> None:
     runs = Runs.of(bitmap(kept), most, longest)
@@ -77,7 +77,7 @@ def test_runs_hold_all_pages_and_fill_only_short_holes(kept: set[int], most: int
     assert longest_filled <= longest
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kept=KEPT, spans=SPANS, odd=st.integers(0, BLOCK_SIZE - 1))
 def test_program_headers_cover_each_segment_without_gap_or_overlap(
     kept: set[int], spans: list[tuple[int, int]], odd: int
@@ -105,7 +105,7 @@ def test_program_headers_cover_each_segment_without_gap_or_overlap(
         assert held == {pfn for pfn in kept if start <= pfn < start + count}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kept=KEPT, seed=st.randoms(use_true_random=False))
 def test_what_is_written_is_read(kept: set[int], seed: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("elf") / "core"

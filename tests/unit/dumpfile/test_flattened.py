@@ -59,7 +59,7 @@ def stored(folder: Path, raw: bytes) -> FlattenedFile:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(writes=WRITES, offset=st.integers(0, 3500), size=st.integers(0, 4000))
 def test_any_writes_are_read_as_from_a_plain_file(
     writes: list[tuple[int, bytes]], offset: int, size: int, tmp_path_factory: pytest.TempPathFactory
@@ -94,7 +94,7 @@ def test_every_cut_is_incomplete_and_holds_what_came(tmp_path: Path) -> None:
             open_stored(tmp_path / "flat")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=64))
 def test_records_of_junk_are_a_sentence(junk: bytes) -> None:
     try:

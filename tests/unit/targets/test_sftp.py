@@ -89,7 +89,7 @@ _likely = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example([])
 @given(st.lists(st.one_of(st.none(), st.none(), st.none(), _likely), max_size=30))
 def test_a_server_that_answers_anything(bodies: list[bytes | None]) -> None:

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from fake_types import UNION, Types
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumpd.errors import VmcoreError
@@ -91,7 +91,6 @@ def test_a_cut_blob_is_refused(cut: int) -> None:
         Btf(sample().blob()[:cut])
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damage_costs_answers_and_never_more(data: st.DataObject) -> None:
     blob = bytearray(sample().blob())

@@ -162,7 +162,7 @@ def test_a_list_that_leads_into_itself_or_nowhere_ends(place: int, tmp_path: Pat
         assert frames(STACK + 0x4000, 0x4000) <= found["running tasks' stacks"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1 << 32), count=st.integers(1, 12))
 def test_damaged_memory_costs_pages_and_no_time(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int

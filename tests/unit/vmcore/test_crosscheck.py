@@ -65,7 +65,7 @@ def test_a_member_of_struct_page_that_is_contradicted_stops_the_filter(member: s
     assert len(notes) == 1 and f"OFFSET(page.{member}) is {OFFSETS[member]}" in notes[0] and "32" in notes[0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     wrong=st.dictionaries(st.sampled_from(sorted(FACTS.values)), st.integers(0, 255), max_size=4),
     seed=st.integers(0, 1 << 16),

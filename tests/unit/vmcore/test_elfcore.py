@@ -199,7 +199,7 @@ def test_vmcoreinfo_takes_odd_lines() -> None:
     assert info.bad_lines == ("nonsense", "NUMBER(y)=zz")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=8))
 def test_holes_are_what_the_machine_had_and_the_file_has_not(loads: list[tuple[int, int, int]]) -> None:
     segments = tuple(

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 from fake_types import SymbolTable
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumpd.errors import VmcoreError
@@ -83,7 +83,6 @@ def test_a_missing_key_is_named() -> None:
         Tables.of(parse_vmcoreinfo(b""))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damage_never_does_more_than_hide_symbols(data: st.DataObject) -> None:
     table = SymbolTable(SYMBOLS[:8], BASE)

@@ -58,7 +58,7 @@ def test_no_table_is_said() -> None:
         find_tables(image, IMAGE, IMAGE + (1 << 20))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_a_damaged_table_ends(data: st.DataObject) -> None:
     table = SymbolTable(SYMBOLS, IMAGE + AT, old=True)
