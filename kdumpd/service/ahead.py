@@ -76,11 +76,11 @@ class Ahead:
         kernels = {kernel.release: kernel for kernel in installed_kernels(root)}
         # Same-release upgrades of the running kernel are the engine's business.
         if notes.get(self._running) is pending.Event.ADD:
-            pending.done(state_dir, self._running)
+            pending.done(state_dir, self._running, pending.Event.ADD)
         for release in sorted(_with_image(state_dir) | set(notes)):
             gone = notes.get(release) is pending.Event.REMOVE or not traces_of_kernel(release, root)
             if gone and release != self._running:
-                self._remove(release)
+                self._remove(release, notes.get(release))
         appeared = set(kernels) - self._known
         wanted = appeared | _with_image(state_dir)
         wanted |= {release for release, event in notes.items() if event is pending.Event.ADD}
@@ -100,7 +100,7 @@ class Ahead:
             return True  # the state names it; with the cure comes another change
         image = ImageReader(self._places).read(kernel.release, config, kernel, targets)
         if (image.usable and image.stale is None) or config.errors:
-            pending.done(self._places.state_dir, kernel.release)
+            pending.done(self._places.state_dir, kernel.release, pending.Event.ADD)
             return True
         start = time.monotonic()
         try:
@@ -115,10 +115,10 @@ class Ahead:
         usec = int((time.monotonic() - start) * 1e6)
         words = f"Built the capture image of kernel {kernel.release} ahead of its first boot: {line}"
         self._journal.tell(Event.BUILT, words, kernel=kernel.release, duration_usec=usec)
-        pending.done(self._places.state_dir, kernel.release)
+        pending.done(self._places.state_dir, kernel.release, pending.Event.ADD)
         return True
 
-    def _remove(self, release: str) -> None:
+    def _remove(self, release: str, note: pending.Event | None) -> None:
         """Takes away our files for a kernel that is gone, and their folder if it is empty then."""
         folder = self._places.state_dir / release
         if (folder / INITRD_NAME).exists():
@@ -128,7 +128,7 @@ class Ahead:
             for name in (INITRD_NAME, RECORD_NAME):
                 (folder / name).unlink(missing_ok=True)
             folder.rmdir()
-        pending.done(self._places.state_dir, release)
+        pending.done(self._places.state_dir, release, note)
 
     def _run(self) -> None:
         while self._wait():

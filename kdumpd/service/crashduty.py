@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is done about a crash that was found: programs of the administrator, and a check of all checksums.
 
-In a thread of its own, one crash after the other: a dump may be as large as the disk, and a program may hang.
+Each in a thread of its own, one crash after the other: a dump may be as large as the disk, and a program may hang. The
+programs never wait for a check: a crash is found once, and whoever ends this service meanwhile would take them away.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from kdumpd.crashes.index import Crash, Standing
@@ -30,25 +32,14 @@ class CrashDuty:
     def __init__(self, places: Places, journal: Journal) -> None:
         self._places = places
         self._journal = journal
-        self._crashes: queue.SimpleQueue[Crash] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="crashes", daemon=True)
-        self._lock = threading.Lock()
+        self._programs = _Line(self._call_programs, "programs")
+        self._checks = _Line(self._check, "checks")
 
     def add(self, crash: Crash) -> None:
         """A crash that was not there before."""
-        with self._lock:
-            if not self._thread.is_alive():
-                self._thread.start()
-        self._crashes.put(crash)
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):  # whoever reads a whole dump should be in nobody's way
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while True:
-            crash = self._crashes.get()
-            self._call_programs(crash)
-            if crash.standing is Standing.COMPLETE:
-                self._check(crash)
+        self._programs.add(crash)
+        if crash.standing is Standing.COMPLETE:
+            self._checks.add(crash)
 
     def _call_programs(self, crash: Crash) -> None:
         """As a unit of its own where systemd is there: the programs are not held by the sandbox of this service."""
@@ -71,3 +62,26 @@ class CrashDuty:
         if problem is not None:
             words = f"The dump in {crash.path} is not what was written: {problem}"
             self._journal.tell(Event.DUMP_DAMAGED, words, dump=str(crash.path), reason=problem)
+
+
+class _Line:
+    """Crashes that wait for `work`, in a thread that begins with the first of them and is in nobody's way."""
+
+    def __init__(self, work: Callable[[Crash], None], name: str) -> None:
+        self._work = work
+        self._crashes: queue.SimpleQueue[Crash] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._lock = threading.Lock()
+
+    def add(self, crash: Crash) -> None:
+        """To the end of the line."""
+        with self._lock:
+            if not self._thread.is_alive():
+                self._thread.start()
+        self._crashes.put(crash)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while True:
+            self._work(self._crashes.get())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from kdumpd.service.missed import (
 )
 from kdumpd.service.places import Places
 from kdumpd.service.records import SEEN_NAME, read_json, write_atomic
+
+_STEP_NS = 3_000_000_000
 
 
 class CrashWatch:
@@ -70,7 +73,8 @@ class CrashWatch:
             if stamp != self._stamp:
                 self._crashes = read_all_crashes(config, self._places.root)
                 self._report()
-                self._stamp = stamp
+                # What came in the same moment as the last thing may have come after it was read.
+                self._stamp = stamp if all(_settled(mtime) for _, _, mtime in stamp) else None
         except (OSError, KdumpError):
             # Not mounted at this moment, or gone: what is not seen proves nothing.
             self._stamp = None
@@ -155,6 +159,11 @@ class CrashWatch:
             duration_usec=crash.took_usec,
             reason=crash.problem,
         )
+
+
+def _settled(mtime_ns: int) -> bool:
+    """Whether the next change will have another time: clocks of filesystems take steps of 10 ms, some of 2 s (vfat)."""
+    return abs(time.time_ns() - mtime_ns) > _STEP_NS
 
 
 def _stamp(folder: Path) -> tuple[Path, int, int] | None:

@@ -106,7 +106,6 @@ class Engine:
         self.reach = Reach(places, journal, units=units)
         self._recovery = Recovery(places, journal, lambda: self._worker.changed("files"), units=units)
         self._hopeful = False
-        self._missed = False
         self._failure: Failure | None = None
         self._failures = 0
         self._next_try = 0.0
@@ -125,7 +124,8 @@ class Engine:
 
         Any thread may call it, the main loop's too; it returns at once. `what` is a kind: config, kernel, files (that
         went into the image), image, mounts, block, cpu, memory, crashes, rehearsal, targets, network, hook (a kernel
-        comes or goes), loaded, sysctl, reservation, boot (the boot loader's files), silent (found by reading), hour.
+        comes or goes), loaded, sysctl, reservation, boot (the boot loader's files), silent (found by reading), watch
+        (what was not watched is from now on), missed (a check whose turn it was not), hour.
         """
         self._worker.changed(what)
 
@@ -167,7 +167,9 @@ class Engine:
                 # Nothing else would wake the engine for the next attempt.
                 self._worker.wake_at(self._next_try if plan and self._next_try > 0.0 else None)
         except BusyError:
-            self._missed = True  # whoever is at work publishes the outcome, and has the check made up for
+            # Whoever is at work publishes the outcome. He may be done already, so the check is made up for by the pace.
+            self._hopeful = self._hopeful or not patient
+            self._worker.changed("missed")
 
     def load(self) -> None:
         """See Manager.Load. Raises KdumpError."""
@@ -247,7 +249,7 @@ class Engine:
 
     def _on_due(self, due: Due, kinds: AbstractSet[str]) -> None:
         """What the worker calls after changes."""
-        if not kinds.isdisjoint({"files", "kernel", "hour"}):
+        if not kinds.isdisjoint({"files", "kernel", "watch", "hour"}):
             self._images.forget()
         self._on_changes(kinds)
         if "network" in kinds:
@@ -329,6 +331,7 @@ class Engine:
         delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
         self._failures = min(self._failures + 1, 16)
         self._next_try = time.monotonic() + delay
+        self._worker.wake_at(self._next_try)  # also after what a person asked for: nothing else may happen for long
         event = Event.BUILD_FAILED if code is Code.BUILD_FAILED else Event.LOAD_FAILED
         self._journal.tell(event, str(self._failure.sentence), hint=error.hint, reason=code.value)
 
@@ -341,9 +344,6 @@ class Engine:
             yield
         finally:
             self._turn_lock.release()
-            if self._missed:
-                self._missed = False
-                self._worker.changed("missed")
 
     @contextlib.contextmanager
     def _work(self, activity: str, facts: Facts) -> Iterator[None]:

@@ -53,7 +53,8 @@ def read(state_dir: Path) -> dict[str, Event]:
     return found
 
 
-def done(state_dir: Path, release: str) -> None:
-    """Takes the note about `release` away."""
-    with contextlib.suppress(OSError):
-        (state_dir / FOLDER / release).unlink()
+def done(state_dir: Path, release: str, event: Event | None) -> None:
+    """Takes the note about `release` away, if it still says `event`: what came meanwhile is acted upon as well."""
+    if event is not None and read(state_dir).get(release) is event:
+        with contextlib.suppress(OSError):
+            (state_dir / FOLDER / release).unlink()

@@ -78,14 +78,22 @@ class Reach:
 
     def _run(self) -> None:
         """In a thread of its own. The report is seen by the watch on it; here only the next time is chosen."""
-        trouble = self._trial()
-        if trouble and trouble != self._told:
-            self._journal.tell(Event.FAULT, f"The targets on the network could not be tried: {trouble}")
-        self._told = trouble
-        failed = any(one.result == FAILED for one in read_tried(self._places.run_dir, self._targets))
+        well = False
+        try:
+            trouble = self._trial()
+            if trouble and trouble != self._told:
+                self._journal.tell(Event.FAULT, f"The targets on the network could not be tried: {trouble}")
+            self._told = trouble
+            tried = read_tried(self._places.run_dir, self._targets)
+            well = not trouble and all(one.result != FAILED for one in tried)
+        finally:
+            self._over(well)
+
+    def _over(self, well: bool) -> None:
+        """Chooses the next time, whatever became of this one."""
         with self._lock:
             pause = EVERY_SECONDS
-            if failed or trouble:
+            if not well:
                 pause = min(FIRST_PAUSE_SECONDS * 2**self._failures, LAST_PAUSE_SECONDS)
                 self._failures = min(self._failures + 1, 16)
             else:

@@ -63,7 +63,10 @@ class Watcher:
             self._say(f"Mounts cannot be watched: {error}")
 
     def update(self, rules: Iterable[Rule]) -> None:
-        """Watches what `rules` name from now on. May be called in any thread."""
+        """Watches what `rules` name from now on. May be called in any thread.
+
+        What was not watched before may have changed since whoever calls has looked: `changed` hears of it.
+        """
         if self.inotify is None:
             return
         wanted: dict[str, list[Rule]] = {}
@@ -78,7 +81,10 @@ class Watcher:
             for watch in self._rules.keys() - found.keys():
                 self.inotify.remove(watch)
                 self._unpin(watch)
+            fresh = found.keys() - self._rules.keys()
             self._rules = found
+        if fresh:
+            self._changed("watch")
 
     def close(self) -> None:
         """Ends all of it."""

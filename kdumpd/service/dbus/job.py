@@ -15,7 +15,7 @@ from kdumpd.service.dbus.polkit import Privilege
 from kdumpd.service.dbus.text import clean
 from kdumpd.service.dbus.tree import Interfaces
 from kdumpd.service.dbus.xml import introspection_xml
-from kdumpd.service.jobs import Job, JobQueue
+from kdumpd.service.jobs import Job, JobQueue, JobState
 
 INTERFACE = "org.kdumpd.Kdump1.Job"
 
@@ -45,7 +45,8 @@ class JobObject:
             return
         with contextlib.suppress(GLib.Error):  # the bus went away: the outcome can be asked for on the next one
             self.PropertiesChanged(INTERFACE, changed, [])
-            if "State" in changed and self._job.view.state.over:
+            # Of what was shown: the job itself may be further by now, and is shown again then.
+            if "State" in changed and JobState(self._shown["State"]).over:
                 self.Completed(*(self._shown[name] for name in ("State", "ErrorName", "ErrorMessage")))
 
     def managed(self) -> Interfaces:

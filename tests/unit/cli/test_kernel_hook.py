@@ -24,7 +24,9 @@ def test_a_note_is_left_where_no_service_runs(machine: FakeMachine) -> None:
     done = kdumpctl("kernel-hook", "remove", "6.12.1-amd64", "--json", f"--root={machine.root}")
     assert json.loads(done.stdout) == {"release": "6.12.1-amd64", "event": "remove", "service": False}
     assert pending.read(state) == {"6.12.1-amd64": pending.Event.REMOVE}
-    pending.done(state, "6.12.1-amd64")
+    pending.done(state, "6.12.1-amd64", pending.Event.ADD)
+    assert pending.read(state) == {"6.12.1-amd64": pending.Event.REMOVE}, "what came later is kept"
+    pending.done(state, "6.12.1-amd64", pending.Event.REMOVE)
     assert pending.read(state) == {}
 
 

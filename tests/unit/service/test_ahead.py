@@ -164,3 +164,21 @@ def test_it_works_by_itself_after_a_change(bench: Bench) -> None:
         wait(bench.image(NEW).exists, "the image")
     finally:
         bench.ahead.stop()
+
+
+def test_a_kernel_removed_while_its_image_is_built_loses_the_image(bench: Bench) -> None:
+    """Its note comes while its files are there, and they may stay for good."""
+
+    class Builder(FakeBuilder):
+        def build(self, release: str) -> str:
+            line = super().build(release)
+            bench.note(release, pending.Event.REMOVE)
+            return line
+
+    install(bench.machine)
+    bench.note(NEW)
+    ahead = Ahead(bench.places, Builder(bench.machine), Journal(bench.journal))
+    assert not ahead.sweep(), "there is something left to do"
+    assert ahead.sweep()
+    assert not bench.image(NEW).exists()
+    assert pending.read(bench.places.state_dir) == {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from engine_bench import Bench
@@ -61,3 +62,15 @@ def test_a_crash_folder_that_is_a_link_is_not_followed(bench: Bench, tmp_path: P
     (bench.machine.root / "var/crash/link").symlink_to(elsewhere)
     bench.engine.check()
     assert sum("was captured" in line for line in bench.lines()) == 1
+
+
+def test_two_crashes_of_the_same_moment_are_both_found(bench: Bench) -> None:
+    """The time of the folder is no newer for the second one: clocks of filesystems take steps."""
+    folder = bench.machine.root / "var/crash"
+    bench.machine.crash("host-20260101T000000Z")
+    moment = folder.stat().st_mtime_ns
+    bench.engine.check()
+    bench.machine.crash("host-20260101T000001Z")
+    os.utime(folder, ns=(moment, moment))
+    bench.engine.check()
+    assert sum("was captured" in line for line in bench.lines()) == 2

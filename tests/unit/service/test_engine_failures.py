@@ -7,10 +7,12 @@ import errno
 import json
 
 import pytest
+from bus_bench import wait
 from engine_bench import Bench
 from fake_machine import RELEASE, FakeKernel
 
 from kdumpd.errors import BuildError, LoadError
+from kdumpd.service import engine
 
 
 @pytest.mark.parametrize("code", [errno.EADDRNOTAVAIL, errno.EKEYREJECTED, errno.ENOMEM])
@@ -137,3 +139,32 @@ def test_into_an_empty_place_everything_is_tried_again(bench: Bench) -> None:
     assert not bench.status.loaded
     bench.engine.check(patient=False)
     assert bench.rung == "loaded"
+
+
+def test_what_a_person_asked_for_in_vain_is_tried_again_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else may happen to the machine for a long time."""
+    monkeypatch.setattr(engine, "_FIRST_RETRY_SECONDS", 0.3)
+    bench.engine.check()
+    bench.engine.unload()
+    bench.kernel.fail = [errno.ENOMEM]
+    bench.engine.start()
+    try:
+        with pytest.raises(LoadError):
+            bench.engine.load()
+        assert bench.rung == "unloaded"
+        wait(lambda: bench.rung == "loaded", "the next attempt")
+    finally:
+        bench.engine.stop(5)
+
+
+def test_a_check_whose_turn_it_was_not_is_made_up_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when whoever was at work is done at the very moment that the check gives up."""
+    monkeypatch.setattr(engine, "_TURN_SECONDS", 0.05)
+    bench.engine.start()
+    try:
+        with bench.engine._turn():
+            bench.engine.check()
+        assert bench.seen == []
+        wait(lambda: bench.seen and bench.rung == "loaded", "the check")
+    finally:
+        bench.engine.stop(5)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from kdumpd.errors import BusyError, CancelledError, KdumpError, LoadError, UsageError
+from kdumpd.service.dbus.job import JobObject
 from kdumpd.service.jobs import Job, JobQueue, JobState
 from kdumpd.service.worker import Worker
 
@@ -193,3 +195,23 @@ def test_stopping_cancels_what_waits(work: Work) -> None:
         waiting.outcome.result(0)
     with pytest.raises(BusyError):
         work.queue.start("load")
+
+
+def test_a_job_that_ends_while_it_is_shown_is_completed_once_and_with_its_end(work: Work) -> None:
+    """Shown by the thread of the call while the engine's thread goes on."""
+    job = work.running()
+    shown = JobObject(job)
+    completed: list[tuple[str, ...]] = []
+
+    def goes_on(*_: object) -> None:
+        work.go.set()
+        until(lambda: job.view.state.over)
+
+    shown.PropertiesChanged.connect(goes_on)
+    shown.Completed.connect(lambda *words: completed.append(words))
+    work.queue.report("building: checking", 0.9)
+    job.change(dataclasses.replace(job.view, state=JobState.QUEUED))  # another state than was shown last
+    shown.show()
+    assert completed == []
+    shown.show()
+    assert completed == [("done", "", "")]

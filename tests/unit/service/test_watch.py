@@ -105,6 +105,17 @@ def test_a_folder_that_comes_later_is_found(heard: Heard) -> None:
     assert heard.after(lambda: (folder / "initrd").write_bytes(b"x")) == {"image"}
 
 
+def test_what_was_not_watched_before_is_looked_at_once_more(heard: Heard) -> None:
+    """It may have changed between the look that named it and the watch."""
+    folder = heard.machine.root / "var/lib/kdumpd" / RELEASE
+    heard.after(lambda: folder.mkdir(parents=True))
+    heard.update()
+    assert heard.kinds == ["watch"]
+    heard.kinds.clear()
+    heard.update()
+    assert heard.kinds == []
+
+
 def test_a_file_replaced_by_a_rename_and_a_folder_made_again_stay_watched(heard: Heard) -> None:
     root = heard.machine.root
     heard.machine.config("")
