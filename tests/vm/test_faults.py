@@ -6,14 +6,34 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lab import circle, image
+from lab import circle, image, nfsd
 from lab.aptroot import run
 from lab.qemu import Machine
+from lab.sshd import HOST, Sshd, public, running
 
 KEXEC = "/opt/lab/kexec"
 LOADED = "/sys/kernel/kexec_crash_loaded"
+# What the image of the guests lacks: update-grub, and what SSH takes in the service's own tongue.
+GRUB = ("grub-common", "grub2-common")
+SSH = ("python3-paramiko", "python3-cryptography", "python3-bcrypt", "python3-nacl", "python3-cffi-backend",
+       "python3-six", "libsodium23")  # fmt: skip
+CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
+# The cards by their hardware addresses, whatever udevd calls them: QEMU's own network, and the cable to the NFS server.
+NETWORK = """
+modprobe virtio_net
+for card in /sys/class/net/*; do
+    case $(cat "$card/address") in
+    *:10) address=10.0.2.15/24 ;;
+    *:02) address=10.0.3.2/24 ;;
+    *) continue ;;
+    esac
+    busybox ip address add "$address" dev "${card##*/}"
+    busybox ip link set "${card##*/}" up
+done
+"""
 
 
 def _said(guest: Machine, state: str, *words: str) -> None:
@@ -54,11 +74,14 @@ def _crash_and_return(guest: Machine) -> str:
 
 
 def test_no_crashkernel(made: image.Image, scratch: Path) -> None:
-    """Said; and with the real update-grub the next boot gets it, which is said as well."""
-    grub = image.files_disk(
-        [image.package_file(name) for name in ("grub-common", "grub2-common")], scratch / "grub.raw"
-    )
-    with circle.boot(made, scratch, words="", disks=((grub, "raw"),)) as guest:
+    """Said; and with the real update-grub the next boot gets it, which is said as well. Meanwhile the targets on the
+    network are tried by their unit, since a machine that builds and loads nothing has the time."""
+    packages = image.files_disk([image.package_file(name) for name in (*GRUB, *SSH)], scratch / "packages.raw")
+    with (
+        nfsd.running(scratch, {"dumps": 16}) as server,
+        running(scratch / "sshd") as sshd,
+        circle.boot(made, scratch, words="", disks=((packages, "raw"),), cards=(*server.words, *CARD)) as guest,
+    ):
         guest.wait_ready()
         _said(guest, "not-reserved", "the kernel was booted without crashkernel=")
         assert not _loaded(guest)
@@ -66,7 +89,48 @@ def test_no_crashkernel(made: image.Image, scratch: Path) -> None:
         # Beside what they depend on, which the guest has: libraries. No boot loader is written to a disk.
         unpack = "mount -o ro /dev/nvme1n1 /mnt; for f in /mnt/*.deb; do dpkg-deb -x $f /; done; mkdir -p /boot/grub"
         guest.run(["/bin/sh", "-ec", unpack], timeout=120).ok()
+        _name_servers(guest, sshd, scratch / "out")
         _reserve_with_grub(guest, made)
+        _servers_were_tried(guest, sshd, scratch / "out")
+
+
+def _name_servers(guest: Machine, sshd: Sshd, out: Path) -> None:
+    """Two that work and one without an export, in kdump.conf, which the service sees by itself."""
+    guest.run(["/bin/sh", "-ec", NETWORK]).ok()
+    out.mkdir()
+    guest.run(["mkdir", "-p", "-m", "700", "/etc/kdumpd/ssh"]).ok()
+    guest.write("/etc/kdumpd/ssh/id_ed25519", sshd.key.read_bytes())
+    guest.run(["chmod", "600", "/etc/kdumpd/ssh/id_ed25519"]).ok()
+    guest.write("/etc/kdumpd/ssh/known_hosts", f"[{HOST}]:{sshd.port} {public(sshd.host_key)}\n".encode())
+    targets = f"ssh root@{HOST}:{sshd.port}\nnfs {nfsd.ADDRESS}:/srv/dumps\nnfs {nfsd.ADDRESS}:/srv/nowhere\n"
+    guest.write("/etc/kdump.conf", f"{targets}path {out}\n".encode())
+
+
+def _servers_were_tried(guest: Machine, sshd: Sshd, out: Path) -> None:
+    """By kdumpd-test-target.service, which the service started; what it found is shown, and nothing is left behind."""
+    tried = _trial(guest)
+    assert [(one["target"], one["result"]) for one in tried] == [
+        (f"ssh root@{HOST}:{sshd.port}", "works"),
+        (f"nfs {nfsd.ADDRESS}:/srv/dumps", "works"),
+        (f"nfs {nfsd.ADDRESS}:/srv/nowhere", "failed"),
+    ], tried
+    assert all(one["free_bytes"] > 1 << 20 for one in tried[:2])
+    assert guest.run(["stat", "-c", "%a", "/run/kdumpd/targets.json"]).ok().strip() == "600"
+    assert "kdumpd-test-target" in guest.run(["journalctl", "-b", "-o", "short", "--no-pager"]).ok()
+    circle.wait_said(guest, f"{nfsd.ADDRESS}:/srv/nowhere cannot be mounted", 30)
+    assert list(out.iterdir()) == [], "the trial left something"
+    assert "/srv/dumps" not in guest.run(["cat", "/proc/self/mountinfo"]).ok()
+
+
+def _trial(guest: Machine) -> list[dict[str, Any]]:
+    """The report, once there is one: a tick of the service begins the trial, which comes each half minute."""
+    deadline = time.monotonic() + 90
+    while (report := guest.run(["cat", "/run/kdumpd/targets.json"])).rc != 0:
+        said = guest.run(["journalctl", "-b", "-n", "40", "--no-pager"]).out
+        assert time.monotonic() < deadline, f"no report on the targets:\n{said}"
+        time.sleep(1)
+    found: list[dict[str, Any]] = json.loads(report.out)["targets"]
+    return found
 
 
 def _reserve_with_grub(guest: Machine, made: image.Image) -> None:

@@ -38,11 +38,13 @@ def boot(
     memory_slots: int = 0,
     memory_file: Path | None = None,
     disks: tuple[tuple[Path, str], ...] = (),
+    cards: tuple[str, ...] = (),
     echo: IO[str] | None = None,
     again: bool = False,
     comes_back: bool = True,
 ) -> Machine:
-    """A machine on an overlay of `made`, at `folder`/disk.qcow2; `words` go on its kernel command line.
+    """A machine on an overlay of `made`, at `folder`/disk.qcow2; `words` go on its kernel command line, `cards` are
+    words for QEMU's.
 
     Unless `fresh`, and only with kernel 6.1, it was armed once before, so that its capture image exists. With
     `again` it is the machine that was there before: its disk as it is, maybe with another kernel. One that need not
@@ -55,6 +57,7 @@ def boot(
         kernel=made.kernel(series),
         initrd=made.initrd(series),
         disks=[(disk, "qcow2"), *disks],
+        words=cards,
         append=f"root=UUID={image.ROOT_UUID} ro console=ttyS0 {words}".rstrip(),
         memory_mib=memory_mib,
         memory_slots=memory_slots,
