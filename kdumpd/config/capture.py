@@ -178,11 +178,6 @@ class CaptureConfig:
         fence = None if self.fence is None else dataclasses.replace(self.fence, addresses=())
         return dataclasses.replace(self, destinations=tuple(map(_asked, self.destinations)), network=None, fence=fence)
 
-    @property
-    def added_modules(self) -> tuple[str, ...]:
-        """Kernel modules that no target needs. Drivers of watchdogs come first: time runs."""
-        return (*self.watchdogs, *self.extra_modules)
-
     def to_json(self) -> str:
         """Stable text: sorted keys, one line per key, so that equal configurations are equal bytes."""
         raw = dataclasses.asdict(self)

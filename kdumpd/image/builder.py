@@ -42,6 +42,7 @@ from kdumpd.image import (
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     MANIFEST_PATH,
+    WATCHDOGS_PATH,
     FileRecord,
     ImageRecord,
     Source,
@@ -108,11 +109,13 @@ def build(
 class Wanted:
     """What is known before anything is gathered. `modules` and `early` (those that mount a squashfs; None where the
     image has none) are paths in the folder of modules; `key` names all that decides what is in the base, `stock_key`
-    what decides that part of it which is the same for each kernel: empty where a tool makes the image.
+    what decides that part of it which is the same for each kernel: empty where a tool makes the image. `watchdogs` are
+    those of `modules` that drive a watchdog that is armed.
     """
 
     index: kmodules.ModuleIndex
     modules: tuple[str, ...]
+    watchdogs: tuple[str, ...]
     early: tuple[str, ...] | None
     compression: str
     key: str
@@ -123,9 +126,10 @@ class Wanted:
 def _wanted(request: BuildRequest, kernel_config: dict[str, str] | None) -> Wanted:
     index = kmodules.read_index(request.kernel)
     notes = list(request.notes)
-    extra = request.capture.added_modules
-    modules = kmodules.modules_for(index, request.targets, kernel_config, request.root, notes, extra)
-    modules = tuple(dict.fromkeys((*modules, *network.modules(index, request.capture, request.root))))
+    capture = request.capture
+    watchdogs = kmodules.for_watchdogs(index, capture.watchdogs, notes)
+    modules = kmodules.modules_for(index, request.targets, kernel_config, request.root, notes, capture.extra_modules)
+    modules = tuple(dict.fromkeys((*watchdogs, *modules, *network.modules(index, capture, request.root))))
     compression = pack.choose(kernel_config)
     own = request.builder is Builder.BUSYBOX
     early, note = _early_modules(index, kernel_config) if own else (None, None)
@@ -138,12 +142,13 @@ def _wanted(request: BuildRequest, kernel_config: dict[str, str] | None) -> Want
         modules=modules,
         early=early,
         stock=stock,
-        capture=request.capture,
+        capture=capture,
     )
     notes.extend([] if note is None else [note])
     return Wanted(
         index=index,
         modules=modules,
+        watchdogs=watchdogs,
         early=early,
         compression=compression,
         key=key,
@@ -237,6 +242,9 @@ def _settings(request: BuildRequest, wanted: Wanted, before: reuse.Before | None
     """What lies in the overlay, and nothing else."""
     release = request.kernel.release
     tree = contents.settings(request.capture, [contents.module_place(release, path) for path in wanted.modules])
+    if wanted.watchdogs:
+        places = (contents.module_place(release, path) for path in wanted.watchdogs)
+        tree.add_text(WATCHDOGS_PATH, "".join(f"{place}\n" for place in places))
     # The same for each boot of a kernel, and slow to find.
     known = None if before is None else before.settings.get(kernel_facts.PATH)
     if known is not None:

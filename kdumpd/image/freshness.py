@@ -138,7 +138,8 @@ def _modules(
     try:
         index = kmodules.read_index(kernel)
         config = read_kernel_config(kernel.release, root)
-        wanted = kmodules.modules_for(index, targets, config, root, extra=capture.added_modules)
+        wanted = kmodules.modules_for(index, targets, config, root, extra=capture.extra_modules)
+        wanted = tuple(dict.fromkeys((*kmodules.for_watchdogs(index, capture.watchdogs), *wanted)))
     except KdumpError as error:
         return [f"the modules for the target cannot be found any more: {error.sentence}"]
     used = [kmodules.module_name(path) for path in record.modules]

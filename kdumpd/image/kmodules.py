@@ -166,6 +166,15 @@ def modules_for(
     return order(index, names)
 
 
+def for_watchdogs(index: ModuleIndex, names: Iterable[str], notes: list[str] | None = None) -> tuple[str, ...]:
+    """The paths of the drivers `names` of armed watchdogs. One that this kernel lacks becomes a sentence in `notes`."""
+    names = tuple(names)
+    for name in names:
+        if notes is not None and name not in index.depends and name not in index.builtin:
+            notes.append(f"the kernel has no driver {name}: that watchdog, which is armed, may end a capture early")
+    return order(index, names)
+
+
 def _for_target(
     index: ModuleIndex, target: ResolvedTarget, kernel_config: Mapping[str, str] | None, root: Path
 ) -> list[str]:

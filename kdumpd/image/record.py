@@ -24,6 +24,7 @@ RECORD_NAME = "image.json"
 NEW_RECORD_NAME = "image.json.new"
 MANIFEST_PATH = "etc/kdumpd/image.json"
 MODULES_PATH = "etc/kdumpd/modules"
+WATCHDOGS_PATH = "etc/kdumpd/watchdogs"  # those of them that drive an armed watchdog
 EARLY_PATH = "kdumpd/early"
 # Where the package lies in the image, whatever its place on the host.
 IMAGE_PACKAGE = "usr/lib/python3/dist-packages/kdumpd"

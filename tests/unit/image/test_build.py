@@ -90,6 +90,16 @@ def test_the_image_holds_what_the_capture_kernel_is_told(built: Built) -> None:
     assert entries["init"].mode & 0o111
 
 
+def test_what_pets_a_watchdog_is_loaded_before_all_else(request_for: BuildRequest) -> None:
+    capture = dataclasses.replace(request_for.capture, watchdogs=("xfs",))  # as if it drove one
+    record = build(dataclasses.replace(request_for, capture=capture))
+    entries = _entries(request_for.output, record)
+    drivers = entries["etc/kdumpd/watchdogs"].content.decode().split()
+    assert [Path(module).name for module in drivers] == ["libcrc32c.ko", "xfs.ko"]
+    assert entries["etc/kdumpd/modules"].content.decode().split()[:2] == drivers
+    assert b"\nwatchdog yes\n" in entries["etc/kdumpd/supervisor"].content
+
+
 def test_only_the_rooms_of_the_capture_kernel_are_inside(built: Built) -> None:
     request, record = built
     prefix = "usr/lib/python3/dist-packages/kdumpd/"

@@ -132,6 +132,15 @@ def test_soft_dependencies_in_a_circle_end(kernel: Kernel) -> None:
     assert names == ["round_two", "round_one"]
 
 
+def test_a_watchdog_whose_driver_is_missing_is_told(kernel: Kernel) -> None:
+    index = kmodules.read_index(kernel)
+    notes: list[str] = []
+    assert _names(kmodules.for_watchdogs(index, ("nvme", "virtio_ring"), notes)) == ["virtio", "virtio_ring"]
+    assert notes == []  # what is built in needs none
+    assert kmodules.for_watchdogs(index, ("watchdog0",), notes) == ()
+    assert notes == ["the kernel has no driver watchdog0: that watchdog, which is armed, may end a capture early"]
+
+
 def test_without_an_index_the_cure_is_told(kernel: Kernel) -> None:
     (kernel.modules / "modules.dep").unlink()
     with pytest.raises(BuildError) as caught:

@@ -59,7 +59,7 @@ _UP = r"\[kdumpd\] capture kernel is up"
 # The attributes that first/init hands over.
 _ATTRIBUTE = re.compile(
     r"(sys/.*?/(?:modalias|dev|size|partition|uuid|name|model|serial|level|metadata_version|array_state|raid_disks|"
-    r"initstate|address|type|operstate|ifindex|uevent|removable|wwid|state|mtu|mode|perm_hwaddr)):(.*)"
+    r"initstate|address|type|operstate|ifindex|uevent|removable|wwid|state|identity|mtu|mode|perm_hwaddr)):(.*)"
 )
 # How a disk hangs in the guest: QEMU's device, and the modules of the first system.
 _BUSES = {
