@@ -241,6 +241,18 @@ def test_no_programs_is_no_failure(init: Supervisor) -> None:
     assert init.call('hooks kdump_pre; echo "$?"').endswith("5\n")
 
 
+def test_a_program_that_ends_with_124_did_not_hang(init: Supervisor) -> None:
+    """The status that stands for a hang elsewhere; and a hang is no status."""
+    init.hooks("kdump_pre", "exit 124")
+    assert "ended with status 124" in init.call("hooks kdump_pre; echo $?")
+    assert init.call("hooks kdump_pre").count("was ended") == 0
+    assert init.call("hooks kdump_pre; echo $?").endswith("124\n")
+    init.hooks("kdump_pre", "exec sleep 1000")
+    said = init.call("hooks kdump_pre; echo $?")
+    assert "was ended after 2 s" in said
+    assert said.endswith("\n0\n")
+
+
 def test_the_guard_ends_the_machine_though_the_console_takes_nothing(init: Supervisor) -> None:
     """PID 1 itself hangs in a write to the console; the guard must not."""
     (init.folder / "script").write_text(f"{init._text}\n{_HARMLESS}\nguard_machine 3 &\nwhile :; do echo x; done\n")
