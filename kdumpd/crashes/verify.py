@@ -12,7 +12,7 @@ from kdumpd.crashes.index import Crash, Standing
 from kdumpd.dumpfile.manifest import LOG_NAME, FileRecord
 from kdumpd.errors import os_reason
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 64 << 10  # the service, which does this too, has little memory, and answers while it does
 
 
 def verify(crash: Crash) -> str | None:

@@ -8,17 +8,19 @@ programs never wait for a check: a crash is found once, and whoever ends this se
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from kdumpd.crashes.index import Crash, Standing
 from kdumpd.crashes.verify import verify
 from kdumpd.host.units import have_units, instance
+from kdumpd.service import lean
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.places import Places
 
@@ -65,23 +67,35 @@ class CrashDuty:
 
 
 class _Line:
-    """Crashes that wait for `work`, in a thread that begins with the first of them and is in nobody's way."""
+    """Crashes that wait for `work`, in a thread that is there while any do, and in nobody's way."""
 
     def __init__(self, work: Callable[[Crash], None], name: str) -> None:
         self._work = work
-        self._crashes: queue.SimpleQueue[Crash] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+        self._waiting: deque[Crash] = deque()
+        self._running = False
         self._lock = threading.Lock()
 
     def add(self, crash: Crash) -> None:
         """To the end of the line."""
         with self._lock:
-            if not self._thread.is_alive():
-                self._thread.start()
-        self._crashes.put(crash)
+            self._waiting.append(crash)
+            if not self._running:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                self._running = True
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while True:
-            self._work(self._crashes.get())
+        while (crash := self._next()) is not None:
+            try:
+                self._work(crash)
+            except Exception:
+                # The other crashes are waiting.
+                logging.getLogger(__name__).exception("What is done about crash %s failed", crash.name)
+        lean.give_back()
+
+    def _next(self) -> Crash | None:
+        with self._lock:
+            self._running = bool(self._waiting)
+            return self._waiting.popleft() if self._running else None

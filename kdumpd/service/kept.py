@@ -18,7 +18,7 @@ from kdumpd.service.model import LoadedRecord
 from kdumpd.service.places import Places
 
 _NAME_DIGITS = 16
-_PART = 1 << 20
+_PART = 64 << 10  # of memory, and of the time that Python's own SHA-256 keeps all other threads waiting
 
 
 def keep(places: Places, record: LoadedRecord, opened: OpenPair) -> LoadedRecord:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import secrets
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from kdumpd.service.records import read_json, write_atomic
 TEST_NAME = "test.json"
 MISSING = "missing"
 _ANSWER_NAME = "missed.json"
+_PIECE_BYTES = 64 << 10
 _LOG_BYTES = 64 << 20  # a kernel log is a few MB at most; a file that is more is no log
 
 
@@ -41,7 +42,7 @@ class Tag:
 
 def leave_tag(state_dir: Path, boot_id: str) -> str:
     """Notes that this boot is about to be crashed on purpose; the id of the test. Raises OSError."""
-    tag = Tag(id=secrets.token_hex(8), boot_id=boot_id, time_usec=now_usec())
+    tag = Tag(id=os.urandom(8).hex(), boot_id=boot_id, time_usec=now_usec())
     write_atomic(state_dir / TAG_NAME, json.dumps(dataclasses.asdict(tag), indent=1) + "\n")
     return tag.id
 
@@ -72,10 +73,24 @@ def crash_of(tag: Tag, fresh: Sequence[Crash], *, late: bool = False) -> Crash |
     words = log_line(tag.id).encode()
     for crash in fresh:
         if crash.log is not None:
-            with contextlib.suppress(OSError), crash.log.open("rb") as file:
-                if words in file.read(_LOG_BYTES):
+            with contextlib.suppress(OSError):
+                if _holds(crash.log, words):
                     return crash
     return fresh[-1] if fresh and not late else None
+
+
+def _holds(path: Path, words: bytes) -> bool:
+    """Whether `words` are in the file, which is never in memory as a whole. Raises OSError."""
+    end = b""
+    with path.open("rb") as file:
+        for _ in range(_LOG_BYTES // _PIECE_BYTES):
+            piece = file.read(_PIECE_BYTES)
+            if not piece:
+                break
+            if words in end + piece:
+                return True
+            end = (end + piece)[-len(words) :]
+    return False
 
 
 def note_test(state_dir: Path, tag: Tag, crash: Crash | None) -> LastTest:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from bus_bench import TOP, Bus, Client, wait
 from fake_machine import RELEASE, FakeBuilder, FakeMachine
 
+from kdumpd.dumpfile.manifest import FileRecord
+
 LIMIT_KIB = 30 * 1024
 WINDOW_SECONDS = 3.0
 
@@ -23,7 +26,8 @@ def _daemon(machine: FakeMachine, bus: Bus, interval: float) -> Iterator[tuple[i
     """The daemon without anything of the tests in its process; somebody else's capture kernel is loaded."""
     words = [sys.executable, "-m", "kdumpd.service", "--root", str(machine.root), "--bus-address", bus.address]
     with open(machine.root.parent / "log", "wb") as log:
-        process = subprocess.Popen([*words, "--interval", str(interval)], stderr=log, cwd=TOP)
+        environ = {**os.environ, "PYTHONMALLOC": "malloc"}  # as the unit has it
+        process = subprocess.Popen([*words, "--interval", str(interval)], stderr=log, cwd=TOP, env=environ)
         try:
             client = Client(bus.address)
             wait((machine.root.parent / "log").read_text, "the first look")
@@ -74,16 +78,34 @@ def test_it_stays_below_30_mib(machine: FakeMachine, bus: Bus) -> None:
             client.all()
         machine.config("final_action halt\n")  # some more looks, and a journal entry
         wait(lambda: "image-stale" in [reason["code"] for reason in client.get("Reasons")], "a look")
+        before = _resident_kib(pid)
+        _crash(machine)
+        log = machine.root.parent / "log"
+        wait(lambda: "its checksum differs" in log.read_text(), "the check of a dump", 30)
         time.sleep(1.5)
-        # Exact, which VmRSS is not: the kernel counts that one per processor.
-        match = re.search(r"^Rss:\s*(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-        assert match is not None
-        assert int(match[1]) < LIMIT_KIB
+        assert _resident_kib(pid) < LIMIT_KIB
+        assert _resident_kib(pid) - before < 1024, "the check of a dump left something behind"
         maps = Path(f"/proc/{pid}/maps").read_text()
         for name in ("numpy", "libcrypto"):
             assert name not in maps
         # Where huge pages are the default a thread's stack alone would be one.
         assert re.search(r"^THP_enabled:\s*0$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+
+
+def _resident_kib(pid: int) -> int:
+    """Exact, which VmRSS is not: the kernel counts that one per processor."""
+    match = re.search(r"^Rss:\s*(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1])
+
+
+def _crash(machine: FakeMachine) -> None:
+    """A dump of some size, which has to be read to see that it is not what was written."""
+    size = 8 << 20
+    elsewhere = FakeMachine(machine.root.parent / "elsewhere")
+    folder = elsewhere.crash("a", dump=FileRecord(name="vmcore", size_bytes=size, sha256="ab" * 32))
+    (folder / "vmcore").write_bytes(b"KDUMP   " + bytes(size - 8))
+    folder.rename(machine.root / "var/crash/a")
 
 
 def test_it_imports_nothing_that_it_does_not_need() -> None:
@@ -93,5 +115,5 @@ def test_it_imports_nothing_that_it_does_not_need() -> None:
         "import kdumpd.service.daemon; print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=TOP)
-    wasted = {"argparse", "cryptography", "difflib", "gzip", "lzma", "numpy", "paramiko", "ssl", "zstandard"}
+    wasted = {"argparse", "cryptography", "difflib", "gzip", "lzma", "numpy", "paramiko", "random", "ssl", "zstandard"}
     assert not wasted & set(done.stdout.split())

@@ -11,7 +11,7 @@ import pytest
 from bus_bench import wait
 from fake_machine import FakeMachine
 
-from kdumpd.crashes.index import read_crash
+from kdumpd.crashes.index import Crash, read_crash
 from kdumpd.dumpfile.manifest import FileRecord
 from kdumpd.service import crashduty
 from kdumpd.service.crashduty import CrashDuty
@@ -51,3 +51,21 @@ def test_programs_do_not_wait_for_the_check_of_an_earlier_dump(
         duty.add(crash)
     wait(lambda: said.exists() and said.read_text() == "one\ntwo\n", "the programs", 30)
     checked.set()
+
+
+def test_a_fault_of_ours_takes_only_its_own_crash_along(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def check(crash: Crash) -> None:
+        seen.append(crash.name)
+        if crash.name == "one":
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(crashduty, "verify", check)
+    duty = CrashDuty(Places.below(machine.root), Journal(io.StringIO()))
+    for name in ("one", "two", "three"):
+        crash = read_crash(machine.crash(name))
+        assert crash is not None
+        duty.add(crash)
+        wait(lambda name=name: name in seen, f"the check of {name}", 30)
+    assert seen == ["one", "two", "three"]

@@ -9,7 +9,9 @@ import pytest
 from engine_bench import Bench
 from fake_machine import BOOT_ID, FakeMachine
 
-from kdumpd.service.missed import leave_tag
+from kdumpd.crashes.index import read_crash
+from kdumpd.loader.crash import log_line
+from kdumpd.service.missed import crash_of, leave_tag, read_tag
 
 EARLIER = "99999999-0000-0000-0000-000000000000"
 
@@ -122,3 +124,19 @@ def test_a_full_disk_does_not_make_a_crash_new_again(lived: Bench) -> None:
     lived.engine.check()
     told = [line for line in lived.lines() if "was captured" in line]
     assert [line.count("host-20260101") for line in told] == [1, 0]
+
+
+@pytest.mark.parametrize("before", [0, (64 << 10) - 20, (128 << 10) - 1, 300_000])
+def test_the_log_that_names_the_test_is_found_in_a_long_log(lived: Bench, before: int) -> None:
+    """It is read in pieces, and the words may lie across two of them."""
+    state_dir = lived.machine.root / "var/lib/kdumpd"
+    leave_tag(state_dir, EARLIER)
+    tag = read_tag(state_dir, BOOT_ID)
+    assert tag is not None
+    ours = lived.machine.crash("host-20260101T000000Z")
+    (ours / "vmcore-dmesg.txt").write_text("x" * before + log_line(tag.id) + "\n" + "y" * 100_000)
+    lived.machine.crash("host-20260101T000001Z")
+    fresh = [crash for name in sorted(os.listdir(ours.parent)) if (crash := read_crash(ours.parent / name)) is not None]
+    found = crash_of(tag, fresh)
+    assert found is not None
+    assert found.name == ours.name
