@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Copies pages from the core to the dump: read a batch, pack it, write it.
 
-Reading and writing are this process's; with more than one cpu, others pack meanwhile. Batches are written in the order
-in which they were read: the dump is the same for any number of processes.
+With more than one cpu other processes read and pack, too; writing is this one's. Batches are written in the order in
+which they were asked for: the dump is the same for any number of processes.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -17,19 +16,19 @@ import numpy as np
 
 from kdumpd.collector.order import batches
 from kdumpd.collector.progress import available_memory
-from kdumpd.collector.workers import Workers
+from kdumpd.collector.workers import AT_A_TIME, Done, Workers
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.sink import PageWriter
-from kdumpd.vmcore.arrays import NDArray, ints
+from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import CrashedMemory
 
-# Under way at a time: enough to hide the cost of each call, and they stay in the cache from reading to packing. A slot
-# takes twice as much: 4 MiB alone, and 2 MiB for each of several. Whole groups of packing.GROUP, so that what a page
-# becomes does not depend on the number of workers.
+# In a batch: enough to hide the cost of each call, and they stay in the cache from reading to packing. They take 4 KiB
+# each in a slot, and in each process that packs. Whole groups of packing.GROUP, so that what a page becomes does not
+# depend on the number of workers.
 _PAGES_ALONE = 512
 _PAGES_EACH = 256
-MAX_WORKERS = 16  # more would wait for the one that reads and writes
-_WORKER_BYTES = 5 << 20  # measured: its slot and what it does not share
+MAX_WORKERS = 16  # more would wait for the one that writes
+_WORKER_BYTES = 6 << 20  # measured: its slots and what it does not share
 _SHARE = 8  # of what is available, the part that workers may take
 
 Pfns = NDArray[np.int64]
@@ -66,16 +65,16 @@ class Copier:
         copied: Copied,
     ) -> None:
         """`threads` is how many cpus are to be used. `step` is called after each batch, `copied` is kept up to date."""
-        self._core = core
         self._writer = writer
         self._step = step
         self._copied = copied
         count = min(threads, MAX_WORKERS, _affordable()) if codec is not Codec.RAW else 0
         if count > 1:
-            self._pages, slots = _PAGES_EACH, count + 2
+            # One waits to be written while all workers have what they can have.
+            self._pages, slots = _PAGES_EACH, AT_A_TIME * count + 1
         else:
             self._pages, slots, count = _PAGES_ALONE, 1, 0
-        self._workers = Workers(count, codec, self._pages, slots)
+        self._workers = Workers(count, core, codec, self._pages, slots)
 
     def __enter__(self) -> Self:
         return self
@@ -88,29 +87,31 @@ class Copier:
         self._copied.workers_lost = self._workers.lost
 
     def copy(self, pieces: Iterable[Pfns], level: int | None) -> None:
-        """Copies the page frames of `pieces`, ascending, packed at `level`. Raises what the writer's target raises;
-        the copier is of no use afterwards.
+        """Copies the page frames of `pieces`, ascending, packed at `level`; `flush` waits for the last of them. Raises
+        what the writer's target raises; the copier is of no use afterwards.
 
         A page that cannot be read is written as zeros.
         """
         workers = self._workers
-        idle = list(range(len(workers.slots)))
-        under_way: collections.deque[Pfns] = collections.deque()
         for pfns in batches(pieces, self._pages):
-            if not idle:
-                idle.append(self._write(under_way.popleft()))
-            slot = idle.pop()
-            bad = self._core.read_pages(pfns, workers.slots[slot].source.pages[: len(pfns)])
-            self._copied.unreadable.extend(ints(pfns[bad]))
-            workers.submit(slot, len(pfns), level)
-            under_way.append(pfns)
-        while under_way:
-            self._write(under_way.popleft())
+            while not workers.has_room:
+                self._write_done()
+            workers.submit(pfns, level)
 
-    def _write(self, pfns: Pfns) -> int:
-        """Writes what was read first; the slot that is free then."""
-        slot, packed = self._workers.result()
-        self._writer.write(packed, pfns)
+    def flush(self) -> None:
+        """Writes all that is under way. Raises as `copy` does."""
+        while self._workers.busy:
+            self._write_done()
+
+    def _write_done(self) -> None:
+        """Waits for the workers, and writes what can be written."""
+        self._workers.collect()
+        while (done := self._workers.result()) is not None:
+            self._write(done)
+
+    def _write(self, done: Done) -> None:
+        packed = done.packed
+        self._writer.write(packed, done.pfns)
+        self._copied.unreadable.extend(done.unreadable)
         self._copied.zero += len(packed.sizes) - len(packed.parts)
         self._step()
-        return slot

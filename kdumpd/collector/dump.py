@@ -207,6 +207,7 @@ def _copy(
             with outcome.timed("critical"):
                 for stage in source.stages():
                     copier.copy([waiting.take(stage.pfns)], level)
+                copier.flush()
                 writer.checkpoint()
             if level is None and options.codec is Codec.ZSTD:
                 with outcome.timed("measure"):
@@ -216,6 +217,7 @@ def _copy(
                 copier.copy(waiting.take_marked(plan.found.slab), level)
             with outcome.timed("rest"):
                 copier.copy(waiting.take_all(), level)
+                copier.flush()
     finally:
         outcome.unreadable = frozenset(copied.unreadable)
         outcome.workers_bytes = copied.workers_bytes

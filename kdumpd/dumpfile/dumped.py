@@ -15,7 +15,7 @@ import numpy as np
 from kdumpd.dumpfile.codecs import Unpacker
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Status, unpack_headers
 from kdumpd.dumpfile.ranks import Ranks
-from kdumpd.dumpfile.stored import Stored, open_stored
+from kdumpd.dumpfile.stored import Stored, decoded, open_plain
 from kdumpd.errors import DumpFormatError, VmcoreError
 from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent
@@ -38,10 +38,13 @@ class DumpedMemory(CrashedMemory):
         """Raises VmcoreError when `path` cannot be opened or is no such dump."""
         self.path = path
         try:
-            self._file: Stored = open_stored(path)
+            plain = open_plain(path)
         except DumpFormatError as error:
             raise VmcoreError(error.sentence, hint=error.hint) from error
+        self.descriptors = (plain.fileno(),)
+        self._file: Stored = plain
         try:
+            self._file = decoded(plain)
             self._open()
         except DumpFormatError as error:
             self._file.close()

@@ -53,15 +53,11 @@ class PackedPages:
     flags: NDArray[np.uint32]
 
     @classmethod
-    def of(
-        cls, source: PageBuffer, target: PageBuffer, sizes: NDArray[np.uint32], flags: NDArray[np.uint32]
-    ) -> PackedPages:
-        """The pages of two buffers, as Packing.pack leaves them, to which this refers."""
+    def of(cls, packed: PageBuffer, sizes: NDArray[np.uint32], flags: NDArray[np.uint32]) -> PackedPages:
+        """The pages of a buffer, as Packing.pack leaves them, to which this refers."""
         filled = np.flatnonzero(sizes)
-        parts = [
-            (target if size < BLOCK_SIZE else source).view[at : at + size]
-            for at, size in zip(ints(filled * BLOCK_SIZE), ints(sizes[filled]), strict=True)
-        ]
+        view = packed.view
+        parts = [view[at : at + size] for at, size in zip(ints(filled * BLOCK_SIZE), ints(sizes[filled]), strict=True)]
         return cls(parts, sizes, flags)
 
     def some(self, first: int, last: int) -> PackedPages:
@@ -85,17 +81,21 @@ class Packing:
                 self._compressor = _PageByPage(packer(codec, level))
 
     def __call__(self, source: PageBuffer, target: PageBuffer, count: int) -> PackedPages:
-        """The first `count` pages of `source`. What it returns refers to both buffers."""
-        return PackedPages.of(source, target, *self.pack(source, target, count))
+        """The first `count` pages of `source`. What it returns refers to `target`."""
+        return PackedPages.of(target, *self.pack(source, target, count))
 
     def pack(self, source: PageBuffer, target: PageBuffer, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Packs the first `count` pages of `source`, each to the same place of `target`; one that does not shrink is
-        left where it is. Their sizes and flags, as PackedPages has them."""
+        """Packs the first `count` pages of `source`, each to the same place of `target`, where one that does not shrink
+        is as it was. Their sizes and flags, as PackedPages has them."""
         filled = np.flatnonzero(~zero_pages(source.pages[:count]))
+        if not len(filled):
+            return np.zeros(count, dtype=np.uint32), np.zeros(count, dtype=np.uint32)
         sizes = np.zeros(count, dtype=np.uint64)
         sizes[filled] = BLOCK_SIZE
         compressor = self._compressor
         if compressor is None:
+            if target is not source:
+                target.pages[filled] = source.pages[filled]
             return sizes.astype(np.uint32), np.zeros(count, dtype=np.uint32)
 
         # The first page of each group tells whether it is worth trying the others.
@@ -117,7 +117,10 @@ class Packing:
 
         shrunk = _shrunk(sizes)
         final = np.where(shrunk, sizes, np.uint64(0)).astype(np.uint32)
-        final[filled[~shrunk[filled]]] = BLOCK_SIZE
+        raw = filled[~shrunk[filled]]
+        if len(raw):
+            final[raw] = BLOCK_SIZE
+            target.pages[raw] = source.pages[raw]
         return final, shrunk * np.uint32(self._codec)
 
 

@@ -52,6 +52,10 @@ class PlainFile:
         except OSError as error:
             raise DumpFormatError(f"{self.name} cannot be read at {offset}: {os_reason(error)}") from error
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
     def close(self) -> None:
         """Closing twice is harmless."""
         fd, self._fd = self._fd, -1

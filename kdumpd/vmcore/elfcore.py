@@ -43,6 +43,7 @@ class ElfCore(CrashedMemory):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise VmcoreError(f"{path} cannot be opened: {os_reason(error)}") from error
+        self.descriptors = (self._fd,)
         try:
             if stat.S_ISDIR(os.fstat(self._fd).st_mode):
                 raise VmcoreError(f"{path} cannot be read: it is a directory")

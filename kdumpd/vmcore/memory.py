@@ -63,7 +63,8 @@ class CrashedMemory(abc.ABC):
     has for the architecture, `extents` do not overlap and ascend, `holes` are ranges [start, end) of page frames that
     the machine had and that were left out when the file was written, `phys_base` is what the file itself says of it,
     `incomplete` whether pages are missing that it should have, by what it says or by where it ends, `doubts` are
-    sentences on what the file says and was not believed.
+    sentences on what the file says and was not believed. `descriptors` are the files that reading takes, for whoever
+    closes all others.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class CrashedMemory(abc.ABC):
     phys_base: int = 0
     incomplete: bool = False
     doubts: tuple[str, ...]
+    descriptors: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         return self

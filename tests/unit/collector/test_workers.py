@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,36 +26,63 @@ from kdumpd.collector.workers import Workers
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.reader import verify
 from kdumpd.targets.files import OutputFile
+from kdumpd.vmcore.memory import CrashedMemory
 
 TOP = Path(__file__).resolve().parents[3]
 COUNT = 64
 
 
-def fill(workers: Workers, slot: int, seed: int) -> None:
-    chance = np.random.default_rng(seed)
-    pages = workers.slots[slot].source.pages
-    pages[:] = chance.integers(0, 4, pages.shape)
-    pages[seed % COUNT] = 0
-    pages[(seed + 1) % COUNT] = chance.integers(0, 256, PAGE)
+class Chance(CrashedMemory):
+    """Memory that is made up while it is read, by page frame. Who reads a page of `bad_for` cannot, if it is a process
+    of that kind: a worker, or the one that has them."""
+
+    def __init__(self, bad_for_workers: Sequence[int] = (), bad_for_all: Sequence[int] = ()) -> None:
+        self._mine = os.getpid()
+        self._bad_for_workers, self._bad_for_all = bad_for_workers, bad_for_all
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def read(self, paddr: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def view(self, paddr: int, size: int) -> memoryview:
+        raise NotImplementedError
+
+    def read_pages(self, pfns: np.ndarray, out: np.ndarray) -> np.ndarray:
+        bad = [*self._bad_for_all, *(self._bad_for_workers if os.getpid() != self._mine else ())]
+        for number, pfn in enumerate(pfns.tolist()):
+            chance = np.random.default_rng(pfn)
+            kind = pfn % 64
+            # Every fourth batch is all zeros.
+            if kind in (5, 9) or pfn // COUNT % 4 == 3 or pfn in bad:
+                out[number] = 0
+            else:
+                out[number] = chance.integers(0, 256 if kind == 6 else 4, PAGE)
+        return np.flatnonzero(np.isin(pfns, bad))
 
 
 def packed(workers: Workers, rounds: int, meanwhile: Callable[[int], None] = lambda _: None) -> list[bytes]:
-    """What comes of so many batches, each filled by its number; `meanwhile` is called between them."""
-    out = []
-    idle = list(range(len(workers.slots)))
+    """What comes of so many batches, each of the next pages; `meanwhile` is called between them."""
+    out: list[bytes] = []
+    unreadable: list[int] = []
+
+    def take() -> None:
+        workers.collect()
+        while (done := workers.result()) is not None:
+            assert done.pfns.tolist() == list(range(len(out) * COUNT, (len(out) + 1) * COUNT))
+            unreadable.extend(done.unreadable)
+            pages = done.packed
+            out.append(b"".join(pages.parts) + pages.sizes.tobytes() + pages.flags.tobytes())
+
     for number in range(rounds):
         meanwhile(number)
-        if not idle:
-            slot, pages = workers.result()
-            out.append(b"".join(pages.parts) + pages.sizes.tobytes() + pages.flags.tobytes())
-            idle.append(slot)
-        slot = idle.pop()
-        fill(workers, slot, number)
-        workers.submit(slot, COUNT, 1 + number % 3)
-    while len(out) < rounds:
-        _, pages = workers.result()
-        out.append(b"".join(pages.parts) + pages.sizes.tobytes() + pages.flags.tobytes())
-    return out
+        while not workers.has_room:
+            take()
+        workers.submit(np.arange(number * COUNT, (number + 1) * COUNT, dtype=np.int64), 1 + number % 3)
+    while workers.busy:
+        take()
+    return [*out, repr(unreadable).encode()]
 
 
 def children() -> list[int]:
@@ -64,14 +91,14 @@ def children() -> list[int]:
 
 @pytest.fixture(scope="module")
 def alone() -> list[bytes]:
-    with Workers(0, Codec.ZSTD, COUNT, 1) as workers:
+    with Workers(0, Chance(), Codec.ZSTD, COUNT, 1) as workers:
         return packed(workers, 20)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_same_from_any_number(alone: list[bytes], count: int) -> None:
     before = children()
-    with Workers(count, Codec.ZSTD, COUNT, count + 2) as workers:
+    with Workers(count, Chance(), Codec.ZSTD, COUNT, 2 * count + 1) as workers:
         assert len(children()) == len(before) + count
         assert packed(workers, 20) == alone
     assert workers.lost == 0
@@ -82,7 +109,7 @@ def test_the_same_from_any_number(alone: list[bytes], count: int) -> None:
 @pytest.mark.parametrize("victims", [1, 3])
 def test_killed_ones_are_missed_by_nobody(alone: list[bytes], victims: int) -> None:
     before = set(children())
-    with Workers(3, Codec.ZSTD, COUNT, 5) as workers:
+    with Workers(3, Chance(), Codec.ZSTD, COUNT, 7) as workers:
         mine = [pid for pid in children() if pid not in before]
 
         def kill(number: int) -> None:
@@ -95,7 +122,19 @@ def test_killed_ones_are_missed_by_nobody(alone: list[bytes], victims: int) -> N
     assert set(children()) == before
 
 
-@pytest.mark.parametrize(("available", "count"), [(60 << 20, 0), (90 << 20, 2), (1 << 40, 4), (None, 4)])
+def test_what_a_worker_cannot_read_is_tried_again_before_it_counts_as_lost(alone: list[bytes]) -> None:
+    with Workers(2, Chance(bad_for_workers=[70, 71, 550]), Codec.ZSTD, COUNT, 5) as workers:
+        assert packed(workers, 20) == alone
+    lost = [70, 550]
+    with Workers(0, Chance(bad_for_all=lost), Codec.ZSTD, COUNT, 1) as workers:
+        other = packed(workers, 20)
+    assert other[-1] == b"[70, 550]"
+    assert [left == right for left, right in zip(other, alone, strict=True)].count(False) == 3
+    with Workers(2, Chance(bad_for_all=lost), Codec.ZSTD, COUNT, 5) as workers:
+        assert packed(workers, 20) == other
+
+
+@pytest.mark.parametrize(("available", "count"), [(60 << 20, 0), (100 << 20, 2), (1 << 40, 4), (None, 4)])
 def test_no_more_than_there_is_memory_for(
     available: int | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,37 +149,48 @@ def test_no_process_can_be_started(alone: list[bytes], monkeypatch: pytest.Monke
     def fork() -> int:
         raise BlockingIOError
 
-    descriptors = len(os.listdir("/proc/self/fd"))
+    open_before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(workers_module.os, "fork", fork)
-    with Workers(2, Codec.ZSTD, COUNT, 4) as workers:
+    with Workers(2, Chance(), Codec.ZSTD, COUNT, 5) as workers:
         assert packed(workers, 20) == alone
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_they_hold_nothing_open_and_end_with_the_collector(tmp_path: Path) -> None:
+def test_they_hold_nothing_open_but_the_core_and_end_with_the_collector(tmp_path: Path) -> None:
     """Else the target could not be unmounted after a collector that was killed."""
+    core = FakeKernel(OLD).write(tmp_path / "core")
     program = """
-import sys, time
+import pathlib, sys, time
 from kdumpd.collector.workers import Workers
 from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.vmcore.elfcore import ElfCore
 held = open(sys.argv[1], "w")
-Workers(2, Codec.ZSTD, 16, 4)
+core = ElfCore(pathlib.Path(sys.argv[2]))
+Workers(2, core, Codec.ZSTD, 16, 4)
 print("ready", flush=True)
 time.sleep(60)
 """
     held = tmp_path / "held"
-    parent = subprocess.Popen([sys.executable, "-c", program, str(held)], cwd=TOP, stdout=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-c", program, str(held), str(core)], cwd=TOP, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"ready\n"
     mine = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
     assert len(mine) == 2
     for pid in mine:
-        wait_for(lambda pid=pid: str(held) not in [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()])
+        wait_for(lambda pid=pid: str(held) not in descriptors(pid))
+        assert str(core) in descriptors(pid)
+        assert not [name for name in descriptors(pid)[3:] if not name.startswith("pipe:") and name != str(core)]
     parent.kill()
     parent.wait()
     for pid in mine:
         wait_for(lambda pid=pid: not alive(pid))
     parent.stdout.close()
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process has open, in the order of the numbers."""
+    folder = Path(f"/proc/{pid}/fd")
+    return [os.readlink(folder / str(number)) for number in sorted(int(each.name) for each in folder.iterdir())]
 
 
 def alive(pid: int) -> bool:
@@ -164,10 +214,10 @@ def test_a_dump_whose_workers_are_killed_is_whole_and_says_so(tmp_path: Path, mo
     before = set(children())
     submit = Workers.submit
 
-    def kill_first(self: Workers, slot: int, count: int, level: int | None) -> None:
+    def kill_first(self: Workers, pfns: np.ndarray, level: int | None) -> None:
         for pid in set(children()) - before:
             os.kill(pid, signal.SIGKILL)
-        submit(self, slot, count, level)
+        submit(self, pfns, level)
 
     outs = []
     for name, threads in (("alone", 1), ("many", 3)):
