@@ -125,6 +125,8 @@ def _deadline(field: str, low: int, high: int) -> Reader:
 _DAY = 24 * 3600
 # With these RHEL copies the memory as it is: here that is an ELF core with all pages in it.
 _COPIERS = frozenset({"cp", "scp", "dd"})
+# RHEL 6 mounted the root filesystem and went on booting, to save the dump from there.
+_OLD_ACTIONS = {"mount_root_run_init": Action.DUMP_TO_ROOTFS.value}
 # A ValueError's text is the complaint.
 READERS: Mapping[str, Reader] = {
     "path": _path,
@@ -138,7 +140,7 @@ READERS: Mapping[str, Reader] = {
     "keep_crashes": _field("keep_crashes", lambda text: whole_number(text, 1, 10_000, "crashes")),
     "keep_days": _field("keep_days", lambda text: whole_number(text, 1, 36_500, "days")),
     "final_action": _field("final_action", lambda text: choice(FINAL_ACTIONS, text, "an action")),
-    "failure_action": _field("failure_action", lambda text: choice(Action, text, "an action")),
+    "failure_action": _field("failure_action", lambda text: choice(Action, _OLD_ACTIONS.get(text, text), "an action")),
     "encrypt_to": _field("encrypt_to", recipient_keys),
     "force_rebuild": _force_rebuild,
     "force_no_rebuild": _field("force_no_rebuild", switch),

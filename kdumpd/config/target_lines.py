@@ -17,7 +17,8 @@ FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "minix", "vfat"
 NAMES = FILESYSTEMS | {"raw", "nfs", "ssh", "net"}
 
 _PATH = re.compile(r"/dev/[A-Za-z0-9._/:@+%=,~\\-]{1,200}")
-_TAG = re.compile(r"(LABEL|UUID)=[^\s\x00-\x1f/]{1,64}")
+# A label may be the folder that it was made for: LABEL=/boot is an example of RHEL's.
+_TAG = re.compile(r"LABEL=[^\s\x00-\x1f]{1,64}|UUID=[^\s\x00-\x1f/]{1,64}")
 _VIRTIOFS_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,35}")  # 36 bytes, virtio 1.2, 5.11.4
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")

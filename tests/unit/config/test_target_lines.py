@@ -36,6 +36,7 @@ def nfs(server: str, export: str) -> NfsTarget:
     [
         ("ext4 UUID=0123-ab", local("ext4", "UUID=0123-ab")),
         ("ext3 LABEL=dumps", local("ext3", "LABEL=dumps")),
+        ("ext3 LABEL=/boot", local("ext3", "LABEL=/boot")),
         ("ext2 /dev/sda3", local("ext2", "/dev/sda3")),
         ("xfs /dev/disk/by-id/x.1", local("xfs", "/dev/disk/by-id/x.1")),
         ("xfs /dev/mapper/vg0-lv--crash", local("xfs", "/dev/mapper/vg0-lv--crash")),
@@ -68,7 +69,8 @@ def test_a_target(text: str, target: Target) -> None:
         ("ext4 sda1", "'sda1' names no device; use /dev/..., LABEL=... or UUID=...; did you mean '/dev/sda1'?"),
         ("ext4 uuid=0123", "did you mean 'UUID=0123'?"),
         ("ext4 /dev/../etc/shadow", "names no device"),
-        ("ext3 LABEL=/boot", "names no device"),
+        ("ext3 UUID=/boot", "names no device"),
+        ("ext3 LABEL=../x", "names no device"),
         ("xfs /dev/sda1 /mnt", "a target is one word"),
         ("raw UUID=1234", "'UUID=1234' names no device; use /dev/..."),
         ("raw sdb", "did you mean '/dev/sdb'?"),
