@@ -169,6 +169,7 @@ class _Run:
         self._kmsg = kmsg
         self._vmcore = vmcore
         self._until: float | None = None
+        self._has_told = False
         self.names: Mapping[str, str] = {}
         self.notes: list[str] = []
         self.log_is_safe: Callable[[], None] = lambda: None
@@ -196,6 +197,7 @@ class _Run:
         except Exception as error:  # a fault of ours, or no memory for this target, must not cost the next one
             self._failed(destination, f"{INTERNAL_FAULT}: {error!r}")
             return False
+        self._has_told = True
         self._tell(destination, where, manifest)
         for step in manifest.steps:
             progress.say(f"{step.step}: {step.reason}")
@@ -212,7 +214,8 @@ class _Run:
         """The log alone, while the `first` target does not answer; whether it is saved."""
         reason = f"{first} had not answered after {EARLY_SEC:.0f} s, so that the log went here first"
         try:
-            target = self._target(destination, places.mountpoint.with_name("early"), places)
+            number = self._settings.destinations.index(destination)
+            target = self._target(destination, places.mountpoint.with_name(f"early-{number}"), places)
             with target.open_crash(name, lambda: None) as store:
                 log = self._save_log(store)
                 manifest = self._manifest(log, Outcome(), reason, dumped=False)
@@ -220,7 +223,13 @@ class _Run:
         except KdumpError as error:
             self.notes.append(f"the log did not go to {destination} first: {error}")
             return False
-        self._tell(destination, store.where, manifest)
+        except Exception as error:  # a fault of ours costs this target the log, and nothing else
+            self.notes.append(f"the log did not go to {destination} first: {INTERNAL_FAULT}: {error!r}")
+            return False
+        if self._has_told:
+            self._answers.tell("told", "yes")  # a target that has more was named already
+        else:
+            self._tell(destination, store.where, manifest)
         return log is not None
 
     def _target(self, destination: Destination, mountpoint: Path, places: Places) -> Target:

@@ -210,6 +210,27 @@ def test_the_log_goes_to_the_next_target_while_the_first_one_hangs(lab: Lab, mon
     assert lab.told("result") == "complete"
 
 
+def test_one_that_hangs_does_not_keep_the_log_from_the_one_behind_it() -> None:
+    """Each is begun a little later than the one before it, and none once the log is safe."""
+    asked: list[Destination] = []
+    go_on = threading.Event()
+
+    def save(destination: Destination) -> bool:
+        asked.append(destination)
+        return destination is not SECOND or go_on.wait(20)
+
+    began = time.monotonic()
+    early = EarlyLog([SECOND, THIRD, FIRST], save, 0.05, 0.2)
+    while THIRD not in asked:
+        assert time.monotonic() < began + 10
+        time.sleep(0.01)
+    time.sleep(0.5)
+    assert asked == [SECOND, THIRD]
+    go_on.set()
+    early.settle(lambda: None)
+    assert time.monotonic() < began + 10
+
+
 def test_a_target_that_answers_keeps_the_log_to_itself(lab: Lab) -> None:
     saved = threading.Event()
     early = EarlyLog([SECOND], lambda _: bool(saved.set()), 0.05)
