@@ -21,7 +21,8 @@ class Interface:
     """One interface, named as on the host; in the capture kernel a card is found by its `mac`.
 
     `lower` are the interfaces it is made of. `vlan` is the VLAN's number, `bond_mode` the kernel's name of a bond's
-    mode. `addresses` have their prefix length behind a slash.
+    mode. `addresses` have their prefix length behind a slash; those of them that came by DHCP are `leased`, and asked
+    for again, as the client `dhcp_client` (option 61, hexadecimal digits; "" for one called as its card).
     """
 
     name: str
@@ -32,6 +33,8 @@ class Interface:
     bond_mode: str = ""
     mtu: int = 1500
     addresses: tuple[str, ...] = ()
+    leased: tuple[str, ...] = ()
+    dhcp_client: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,8 @@ class Network:
                 bond_mode=_text(each["bond_mode"]),
                 mtu=int(each["mtu"]),
                 addresses=tuple(map(_text, each["addresses"])),
+                leased=tuple(map(_text, each["leased"])),
+                dhcp_client=_text(each["dhcp_client"]),
             )
             for each in raw["interfaces"]
         )

@@ -2,7 +2,8 @@
 """Through which interface a server is reached, and what that is made of: from /proc/net and sysfs, without a tool.
 
 Of the routing tables only the main one is looked at (/proc/net/route, ipv6_route); rules are not. Addresses are taken
-as they are now, also those that came by DHCP: a server of leases may be what just failed.
+as they are now. Those that came by DHCP are marked, since others may be given by then; but a server of leases may be
+what just failed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from kdumpd.config.network import Interface, LinkKind, Network, Route
 from kdumpd.errors import TargetError, UnsupportedError
 from kdumpd.host import blockdev
+from kdumpd.host.leases import read_leased
 
 _UP, _GATEWAY, _REJECT = 0x1, 0x2, 0x200  # flags of routes (include/uapi/linux/route.h)
 _TEMPORARY, _TENTATIVE, _DADFAILED = 0x01, 0x40, 0x08  # flags of addresses (include/uapi/linux/if_addr.h)
@@ -109,6 +111,7 @@ def read_network(addresses: Sequence[str], root: Path = Path("/")) -> Network:
     table = (*parse_route(_text(root, "route")), *parse_route6(_text(root, "ipv6_route")))
     local = parse_local(_text(root, "fib_trie"))
     inet6 = parse_inet6(_text(root, "if_inet6"))
+    clients = {str(address): client for address, client in read_leased(root).items()}
     interfaces: dict[str, Interface] = {}
     routes: dict[Route, None] = {}
     for text in addresses:
@@ -124,8 +127,14 @@ def read_network(addresses: Sequence[str], root: Path = Path("/")) -> Network:
         for interface in _stack(device, root):
             interfaces.setdefault(interface.name, interface)
         known = interfaces[device]
-        joined = tuple(dict.fromkeys((*known.addresses, *own)))
-        interfaces[device] = dataclasses.replace(known, addresses=joined)
+        # A bridge asked with an address of its own, and its port would be given another lease.
+        leased = [each for each in own if each.partition("/")[0] in clients and device == found.device]
+        interfaces[device] = dataclasses.replace(
+            known,
+            addresses=tuple(dict.fromkeys((*known.addresses, *own))),
+            leased=tuple(dict.fromkeys((*known.leased, *leased))),
+            dhcp_client=known.dhcp_client or next((clients[each.partition("/")[0]] for each in leased), ""),
+        )
         gateway = "" if found.gateway is None else str(found.gateway)
         routes.setdefault(Route(to=str(to), gateway=gateway, device=device))
     return Network(interfaces=tuple(interfaces.values()), routes=tuple(routes))

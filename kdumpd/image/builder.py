@@ -169,6 +169,7 @@ def _stock_inputs(request: BuildRequest, *, squashed: bool, compression: str) ->
         "optional": pyclosure.installed_optional(),
         "trust": _trust(request),
         "networked": capture.network is not None,
+        "leases": network.has_leases(capture),
         "layers": sorted({layer.kind for layer in storage.layers_of(request.targets)}),
         "hooks": [*map(str, capture.hooks.programs), str(request.root) if capture.hooks.programs else ""],
         "extra_bins": capture.extra_bins,

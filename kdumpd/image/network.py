@@ -13,9 +13,11 @@ from kdumpd.config.network import LinkKind, Network
 from kdumpd.errors import BuildError, KdumpError
 from kdumpd.host.network import card_devices, look_up, read_network
 from kdumpd.image import contents, kmodules
+from kdumpd.image.capture import find_shared
 from kdumpd.image.cpio import Entry
 from kdumpd.targets.known_hosts import read_keys
 
+_PACKET = "af_packet"
 _NFS = ("nfs", "nfsv4", "nfsv3")
 
 
@@ -83,8 +85,12 @@ def _joined(one: Network, other: Network) -> Network:
     interfaces = {interface.name: interface for interface in one.interfaces}
     for interface in other.interfaces:
         known = interfaces.get(interface.name, interface)
-        addresses = tuple(dict.fromkeys((*known.addresses, *interface.addresses)))
-        interfaces[interface.name] = dataclasses.replace(known, addresses=addresses)
+        interfaces[interface.name] = dataclasses.replace(
+            known,
+            addresses=tuple(dict.fromkeys((*known.addresses, *interface.addresses))),
+            leased=tuple(dict.fromkeys((*known.leased, *interface.leased))),
+            dhcp_client=known.dhcp_client or interface.dhcp_client,
+        )
     return Network(interfaces=tuple(interfaces.values()), routes=tuple(dict.fromkeys((*one.routes, *other.routes))))
 
 
@@ -99,19 +105,31 @@ def modules(index: kmodules.ModuleIndex, capture: CaptureConfig, root: Path) -> 
             names.extend(name for device in reversed(chain.devices) for name in kmodules.for_device(index, device))
     names.extend(kmodules.named(index, "8021q") if LinkKind.VLAN in kinds else ())
     names.extend(kmodules.named(index, "bonding") if LinkKind.BOND in kinds else ())
+    # udhcpc speaks by a packet socket; where that is built in there is nothing to load.
+    names.extend([_PACKET] if has_leases(capture) and _PACKET in index.depends else [])
     if any(isinstance(destination, NfsDestination) for destination in capture.destinations):
         names.extend(name for wanted in _NFS for name in kmodules.named(index, wanted))
     return kmodules.order(index, names)
 
 
 def add_tools(tree: contents.Tree, capture: CaptureConfig, listed: Sequence[str]) -> None:
-    """busybox's ip, where there is a network. Raises BuildError when this busybox lacks it."""
+    """busybox's ip, where there is a network, and udhcpc for addresses that came by DHCP. Raises BuildError when this
+    busybox lacks ip; without udhcpc the addresses of now have to do."""
     if capture.network is None:
         return
     if "ip" not in listed:
         raise BuildError("busybox lacks ip, which sets the network up", hint="install busybox-static")
     tree.add_link(f"{contents.TOOLS}/ip", "busybox")
     tree.add_link("usr/bin/ip", f"/{contents.TOOLS}/busybox")
+    if has_leases(capture) and "udhcpc" in listed:
+        tree.add_link("usr/bin/udhcpc", f"/{contents.TOOLS}/busybox")
+        data, facts = contents.read_source(str(find_shared("busybox/lease")))
+        tree.add(Entry(path=f"{contents.TOOLS}/lease", mode=stat.S_IFREG | 0o755, content=data), facts)
+
+
+def has_leases(capture: CaptureConfig) -> bool:
+    """Whether an address came by DHCP."""
+    return capture.network is not None and any(interface.leased for interface in capture.network.interfaces)
 
 
 def add_trust(tree: contents.Tree, capture: CaptureConfig, root: Path) -> None:

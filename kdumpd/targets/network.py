@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sets the network up in the capture kernel, with busybox's ip, and waits until it carries.
+"""Sets the network up in the capture kernel, with busybox's ip, and waits until it carries. Addresses that came by DHCP
+are asked for again.
 
 A card is found by its address, since its name may be another one here. What is there already stays, so that a second
 target finds the network as the first one left it.
@@ -8,6 +9,7 @@ target finds the network as the first one left it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import ipaddress
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from kdumpd.config.network import Interface, LinkKind, Network
 from kdumpd.errors import TargetError, os_reason
+from kdumpd.targets.dhcp import TRIES, Lease, lease
 from kdumpd.targets.local import run_tool
 from kdumpd.targets.target import Store, Target
 
@@ -51,10 +54,15 @@ def bring_up(network: Network, alive: Callable[[], None], deadline_sec: float, s
     for interface in network.interfaces:
         if interface.addresses:
             _await_carrier(names[interface.name], end, alive, sysfs)
+    leases = _leases(network, names, end, alive)
     for interface in network.interfaces:
-        for address in interface.addresses:
+        given = leases.get(interface.name)
+        kept = [each for each in interface.addresses if given is None or each not in interface.leased]
+        for address in (*([] if given is None else [str(given.address)]), *kept):
             _ip("address", "replace", address, "dev", names[interface.name])
     for route in network.routes:
+        if route.device in leases:
+            route = dataclasses.replace(route, gateway=leases[route.device].gateway(route))
         length = ipaddress.ip_address(route.to).max_prefixlen
         family = "-6" if length == 128 else "-4"
         device = names[route.device]
@@ -64,6 +72,19 @@ def bring_up(network: Network, alive: Callable[[], None], deadline_sec: float, s
             _ip(family, "route", "replace", f"{route.to}/{length}", "via", route.gateway, "dev", device)
         else:
             _ip(family, "route", "replace", f"{route.to}/{length}", "dev", device)
+
+
+def _leases(network: Network, names: dict[str, str], end: float, alive: Callable[[], None]) -> dict[str, Lease]:
+    """What the interfaces were given whose addresses came by DHCP."""
+    found = {}
+    for interface in network.interfaces:
+        if interface.leased:
+            alive()
+            with _alone(end, alive):
+                given = lease(interface, names[interface.name], max(1, min(TRIES, int(end - time.monotonic()))))
+            if given is not None:
+                found[interface.name] = given
+    return found
 
 
 def _make(interface: Interface, names: dict[str, str], end: float, alive: Callable[[], None], sysfs: Path) -> str:

@@ -52,6 +52,17 @@ def in_time(outcome: tiny.Outcome) -> None:
     assert "reboot: Restarting system" in outcome.capture
 
 
+def leased(address: str) -> Callable[[Path], None]:
+    """As if systemd-networkd had got the address by DHCP."""
+
+    def prepare(root: Path) -> None:
+        path = root / "run/systemd/netif/leases/2"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"ADDRESS={address}\nCLIENTID=ffb6220feb00020000ab11d2\n")
+
+    return prepare
+
+
 def with_fence_agents(scratch: Path) -> Callable[[Path], None]:
     """Installs fence_kdump_send(8) of Debian's fence-agents in the machine."""
 
@@ -64,10 +75,10 @@ def with_fence_agents(scratch: Path) -> Callable[[Path], None]:
 
 
 def test_ssh(scratch: Path) -> None:
-    """And a node of its cluster is told."""
+    """And a node of its cluster is told. The machine's address came by DHCP, and QEMU's server has another one now."""
 
     def prepare(root: Path) -> None:
-        for step in (trust(server), with_fence_agents(scratch)):
+        for step in (trust(server), with_fence_agents(scratch), leased("10.0.2.77")):
             step(root)
 
     with running(scratch / "sshd") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as node:
@@ -77,7 +88,7 @@ def test_ssh(scratch: Path) -> None:
             f"ssh root@{HOST}:{server.port}\npath {scratch}/out\n"
             f"fence_kdump_nodes {HOST}\nfence_kdump_args -p {node.getsockname()[1]} -i 1\n",
             scratch,
-            setup=WAY,
+            setup=WAY.replace("10.0.2.15", "10.0.2.77"),
             modules=["virtio_net"],
             words=_CARD,
             prepare=prepare,
@@ -87,13 +98,16 @@ def test_ssh(scratch: Path) -> None:
     # The magic number and the version (fence-agents: agents/kdump/message.h).
     assert set(messages) == {struct.pack("=II", 0x1B302A40, 1)}
     assert "SAVED root@10.0.2.2:" in outcome.capture
-    shown(tiny.only_crash(scratch / "out"), outcome)
+    folder = tiny.only_crash(scratch / "out")
+    shown(folder, outcome)
+    assert "kdumpd: eth0 has a lease of 10.0.2.15/24 from 10.0.2.2" in (folder / "kexec-dmesg.log").read_text()
 
 
 @pytest.mark.xdist_group("nfs")
 def test_nfs(scratch: Path) -> None:
     """Version 3 from a server that has no other, after an export whose files are lost (ESTALE). Then
-    version 4, after an SSH server with another host key and an export that is too small (ENOSPC at fsync)."""
+    version 4, after an SSH server with another host key and an export that is too small (ENOSPC at fsync). The address
+    for version 3 came by DHCP, and nobody answers any more."""
 
     def during(guest: Machine) -> None:
         guest.console.wait_for(_WRITING, 120)
@@ -106,7 +120,7 @@ def test_nfs(scratch: Path) -> None:
         server.order("only_v3")
         third = tiny.crash(
             exports["lost"] + exports["three"] + config, scratch, setup=nfsd.SETUP, modules=nfsd.MODULES,
-            words=server.words, during=during, name="v3",
+            words=server.words, prepare=leased(nfsd.CLIENT), during=during, name="v3",
         )  # fmt: skip
         server.order("all_versions")
         fourth = tiny.crash(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -143,10 +145,24 @@ def test_no_way(root: Path) -> None:
         read_network(["2001:db8::99"], root)
 
 
-def test_it_travels_as_json(root: Path) -> None:
-    import dataclasses
-    import json
+def test_an_address_that_came_by_dhcp_is_marked(root: Path) -> None:
+    leases = root / "run/systemd/netif/leases"
+    leases.mkdir(parents=True)
+    for number, address in enumerate(("10.0.2.15", "172.31.100.4", "172.16.7.3")):
+        (leases / str(number)).write_text(f"ADDRESS={address}\nCLIENTID=ff0{number}\n")
+    marked = {to: read_network([to], root).interfaces[-1] for to in ("10.0.2.2", "172.16.7.20", "203.0.113.5")}
+    assert [(each.leased, each.dhcp_client) for each in marked.values()] == [
+        (("10.0.2.15/24",), "ff00"),
+        (("172.16.7.3/24",), "ff02"),
+        ((), ""),
+    ]
+    # A bridge had it, with an address of its own.
+    assert read_network(["172.31.100.9"], root).interfaces[0].leased == ()
+    found = read_network(["10.0.2.2"], root)
+    assert Network.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
+
+def test_it_travels_as_json(root: Path) -> None:
     found = read_network(["172.16.7.20", "2a00::1"], root)
     assert Network.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 

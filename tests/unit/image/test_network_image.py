@@ -75,6 +75,18 @@ def test_a_disk_needs_neither_key_nor_network(root: Path) -> None:
     assert capture.network is None
 
 
+def test_an_address_that_came_by_dhcp_needs_a_client() -> None:
+    card = Interface(name="eth0", kind=LinkKind.CARD, addresses=("192.0.2.9/24",), leased=("192.0.2.9/24",))
+    capture = dataclasses.replace(settings(DISK), network=Network(interfaces=(card,)))
+    tree = contents.Tree()
+    network.add_tools(tree, capture, ("ip", "udhcpc"))
+    assert tree.entries["usr/bin/udhcpc"].content == b"/kdumpd/bin/busybox"
+    assert tree.entries["kdumpd/bin/lease"].mode & 0o111
+    tree = contents.Tree()
+    network.add_tools(tree, capture, ("ip",))
+    assert "kdumpd/bin/lease" not in tree.entries  # the address of now has to do
+
+
 def test_what_is_missing_is_said_with_its_cure(root: Path) -> None:
     (root / "etc/kdumpd/ssh/known_hosts").write_text("")
     with pytest.raises(TargetError, match="no key for server") as caught:

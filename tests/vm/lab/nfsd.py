@@ -17,11 +17,12 @@ from . import tiny
 
 ADDRESS = "10.0.3.1"
 # Of a guest that crashes: its end of the cable, and what its first system does with it.
+CLIENT = "10.0.3.2"
 MODULES = ("virtio_net",)
-SETUP = """
+SETUP = f"""
 await /sys/class/net/eth0
 ip link set eth0 up
-ip address add 10.0.3.2/24 dev eth0
+ip address add {CLIENT}/24 dev eth0
 """
 _TOOLS = ("/usr/sbin/exportfs", "/usr/sbin/rpc.mountd", "/usr/sbin/rpc.nfsd", "/usr/sbin/rpcbind")
 _NETCONFIG = """udp tpi_clts v inet udp - -
