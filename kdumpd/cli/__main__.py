@@ -6,27 +6,50 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from pathlib import Path
 
 from kdumpd.cli import failure
 from kdumpd.cli.parser import make_parser
+from kdumpd.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    _have_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A panic line or a path that the locale cannot show must not end in an error.
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
-    options = make_parser().parse_args([_with_style(word) for word in words])
     try:
-        status = _run(options)
+        status = _status(words)
         sys.stdout.flush()
         return status
     except BaseException as error:
         return failure.report(error)
+
+
+def _have_streams() -> None:
+    """Whoever closed standard output (`>&-`) wants the exit status alone. No file opened later takes its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    # Python has noticed before, and left None.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _status(words: list[str]) -> int:
+    """Of the command that `words` are. argparse itself answers to --help and to what is no command."""
+    try:
+        options = make_parser().parse_args([_with_style(word) for word in words])
+    except SystemExit:
+        sys.stdout.flush()  # where a fault can still be told
+        raise
+    return _run(options)
 
 
 def _with_style(word: str) -> str:
@@ -37,6 +60,8 @@ def _with_style(word: str) -> str:
 def _run(options: argparse.Namespace) -> int:
     """Calls the function behind the verb with its options; `json` and `root` always among them."""
     values = {"json": "off", "root": Path("/"), "run": "status:show", **vars(options)}
+    if not values["root"].is_dir():
+        raise UsageError(f"there is no folder {values['root']} to look at")
     module, function = values["run"].split(":")
     status: int = getattr(importlib.import_module(f"kdumpd.cli.{module}"), function)(argparse.Namespace(**values))
     return status

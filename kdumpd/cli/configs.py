@@ -59,6 +59,9 @@ def import_config(options: Namespace) -> int:
     """Writes a drop-in made of another tool's settings, and names what could not be taken over. Raises KdumpError."""
     file, shown, dialect = _foreign(options.file, options.root)
     imported = import_settings(shown, _read(file), dialect)
+    if imported.problems and not imported.lines:
+        _complain(imported.problems)
+        raise ConfigError(f"{shown} holds nothing that can be taken over")
     target = below(options.root, _DROP_IN)
     if not options.dry_run:
         _write(target, imported.to_text(), force=options.force)

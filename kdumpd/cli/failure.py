@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -26,8 +27,9 @@ def report(error: BaseException) -> int:
         return EXIT_FAILURE
     if os.environ.get(_TRACE):
         raise error
-    for line in sentences(error):
-        print(line, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        for line in sentences(error):
+            print(line, file=sys.stderr)
     return error.exit_code if isinstance(error, KdumpError) else EXIT_FAILURE
 
 

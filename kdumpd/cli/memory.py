@@ -8,19 +8,23 @@ changes is printed.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdumpd.cli import output
-from kdumpd.errors import KdumpError
+from kdumpd.errors import KdumpError, UsageError
 from kdumpd.host import bootloader
 from kdumpd.host.cmdline import read_cmdline
+from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
 from kdumpd.host.nextboot import crashkernel_words, read_next_boot
 from kdumpd.host.reservation import read_memory_bytes, read_reservation
 from kdumpd.service.estimate import mib, recommended_bytes
 from kdumpd.service.look import look_facts
+
+_LEAST_BYTES = 16 << 20  # what is less was meant in other units
 
 
 def estimate(options: Namespace) -> int:
@@ -143,6 +147,7 @@ def _words(crashkernel: str) -> str:
 
 def _set(values: Sequence[str], options: Namespace) -> int:
     change = bootloader.plan_change(values, options.root)
+    _refuse_nothing(change.values, options.root)
     if change.edits and not options.dry_run:
         bootloader.apply_change(change, options.root)
         _check(change, options.root)
@@ -160,6 +165,25 @@ def _set(values: Sequence[str], options: Namespace) -> int:
         print(f"{'would run' if options.dry_run else 'ran'}: {' '.join(command)}")
     print("Nothing was changed." if options.dry_run else f"From the next boot on: {words}")
     return 0
+
+
+def _refuse_nothing(values: Sequence[str], root: Path) -> None:
+    """Of what no kernel reserves here, the next boot would have no capture kernel. Ranges may be meant for another
+    machine, on which this system will run: that is said and done. Raises UsageError."""
+    request = parse_crashkernel(" ".join(f"crashkernel={value}" for value in values))
+    memory_bytes = read_memory_bytes(root)
+    expected = reserved_expectation(request, memory_bytes)
+    if 0 < expected.size_bytes < _LEAST_BYTES:
+        least = f"{expected.size_bytes} bytes, which is too little for any kernel"
+        raise UsageError(f"crashkernel={' '.join(values)} is {least}", hint="for example: 256M")
+    problem = expected.problem
+    if problem is None or (request.main is not None and request.main.ranges and not memory_bytes):
+        return
+    words = " ".join(f"crashkernel={value}" for value in values)
+    if request.main is not None and request.main.ranges:
+        print(output.wrap(f"The kernel reserves nothing for {words}: {problem}.", 2, begins=0), file=sys.stderr)
+        return
+    raise UsageError(f"the kernel would reserve nothing for {words}: {problem}", hint="see: kdumpctl estimate")
 
 
 def _check(change: bootloader.Change, root: Path) -> None:

@@ -198,4 +198,4 @@ def _kernel_hook(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, parents=[_common()], help=text)
         action.add_argument("release", metavar="RELEASE", help="as uname -r prints it")
         # The hooks of kernel-install(8) and of Debian pass more words; they are not needed.
-        action.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+        action.add_argument("rest", nargs="*", default=[], help=argparse.SUPPRESS)

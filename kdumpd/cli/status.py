@@ -136,7 +136,10 @@ def why_stale(options: Namespace) -> int:
         if entry["cure"]:
             print("  " + output.wrap(f"{output.marks()['then']} {entry['cure']}", 4, begins=2))
     if not reasons:
-        print("Nothing is out of date.")
+        none = not report.fields.get("image_id")
+        print(
+            "There is no capture image yet, and so nothing that is out of date." if none else "Nothing is out of date."
+        )
     return EXIT_NOT_ARMED if reasons else EXIT_ARMED
 
 
