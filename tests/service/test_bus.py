@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -221,6 +222,18 @@ def _spoil_target(machine: FakeMachine) -> None:
     machine.config("xfs LABEL=gone\n")
 
 
+def _spoil_lock(machine: FakeMachine) -> None:
+    """The target's filesystem lies on a LUKS volume."""
+    folder = machine.root / "sys/devices/virtual/block/dm-0"
+    machine.write("sys/devices/virtual/block/dm-0/dev", "253:0\n")
+    machine.write("sys/devices/virtual/block/dm-0/dm/uuid", "CRYPT-LUKS2-0\n")
+    machine.write("dev/dm-0", "")
+    for place in ("sys/class/block/dm-0", "sys/dev/block/253:0"):
+        (machine.root / place).symlink_to(folder)
+    (machine.root / "dev/disk/by-uuid/1111-aaaa").symlink_to("../../dm-0")
+    machine.config("ext4 UUID=1111-aaaa\n")
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "words"),
     [
@@ -232,6 +245,7 @@ def _spoil_target(machine: FakeMachine) -> None:
         (_spoil_sysctl, "Load", "kexec_load_disabled"),
         (_spoil_file, "Load", "not a Linux kernel"),
         (_spoil_target, "Target", "LABEL=gone"),
+        (_spoil_lock, "TargetLocked", "an encrypted volume"),
     ],
 )
 def test_errors_have_their_names(
@@ -250,6 +264,14 @@ def test_errors_have_their_names(
     assert sentence[0].isupper() or sentence.startswith("/")
     assert service.client.get("Armed") is False
     assert "Traceback" not in service.log.read_text()
+
+
+def test_each_error_that_is_documented_is_caused_by_a_test() -> None:
+    table = (TOP / "docs/D-BUS.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    names = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert len(names) > 10
+    tests = "".join(path.read_text() for path in (TOP / "tests/service").glob("test_*.py"))
+    assert [name for name in names if f'"{name}"' not in tests] == []
 
 
 def test_a_busy_service_answers(start: Callable[..., Service], machine: FakeMachine) -> None:

@@ -104,6 +104,14 @@ def test_a_machine_that_is_not_armed_is_not_crashed(service: Service, machine: F
     assert trigger.read_text() == ""
 
 
+def test_without_a_tag_nothing_is_crashed(service: Service, machine: FakeMachine, trigger: Path) -> None:
+    (machine.root / "var/lib/kdumpd/tag.json").mkdir()
+    name, text = service.client.error("TestCrash")
+    assert name == ERROR + "Failed"
+    assert "the tag of the test cannot be left" in text
+    assert trigger.read_text() == ""
+
+
 def test_nobody_else_crashes_it(service: Service, machine: FakeMachine, trigger: Path) -> None:
     assert as_nobody(service.bus.address, f"{INTERFACE}.TestCrash") == [ERROR + "Denied"]
     assert not (machine.root / "var/lib/kdumpd/tag.json").exists()
