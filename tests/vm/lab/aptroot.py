@@ -148,3 +148,17 @@ class AptRoot:
             )
             (found,) = Path(scratch).glob("*.deb")
             return found.rename(folder / found.name)
+
+    def download_missing(self, packages: Sequence[str], status: Path, folder: Path) -> list[Path]:
+        """Fetches the .debs of `packages` and of all that they depend on and that `status` (dpkg's file) does not have,
+        into `folder`."""
+        (folder / "partial").mkdir(parents=True)
+        settings = [f"Dir::State::status={status}", f"Dir::Cache::archives={folder}"]
+        run(
+            [
+                "apt-get", *self._options(), *(word for each in settings for word in ("-o", each)),
+                "install", "-qq", "-y", "--download-only", "--no-install-recommends", *packages,
+            ],
+            timeout=DOWNLOAD_TIMEOUT_S,
+        )  # fmt: skip
+        return sorted(folder.glob("*.deb"))

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import cpio
@@ -91,7 +91,21 @@ def with_package(package: Path, image: Image | None = None) -> Image:
     """`image` (or the base) after `apt-get install ./package`, run inside it."""
     image = image or base()
     key = _key([image.folder.name, hashlib.sha256(package.read_bytes()).hexdigest()], {})
-    return _cached("kdumpd", key, lambda folder: _build_installed(folder, image, package))
+    return _cached("kdumpd", key, lambda folder: _build_installed(folder, image, [package]))
+
+
+def with_debian(packages: Sequence[str], image: Image | None = None) -> Image:
+    """`image` (or the base) after `apt-get install` of Debian's `packages`, which fetches them outside."""
+    image = image or base()
+    apt = AptRoot(SUITE)
+    key = _key([image.folder.name], apt.versions(packages))
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            debs = apt.download_missing(packages, image.root / "var/lib/dpkg/status", Path(scratch) / "debs")
+            _build_installed(folder, image, debs)
+
+    return _cached("debian", key, build)
 
 
 def _key(texts: list[str], versions: dict[str, str]) -> str:
@@ -172,14 +186,18 @@ def _enable(root: Path, name: str, text: str, wants: str) -> None:
     (system / wants / name).symlink_to(f"../{name}")
 
 
-def _build_installed(folder: Path, image: Image, package: Path) -> None:
+def _build_installed(folder: Path, image: Image, packages: Sequence[Path]) -> None:
     root = folder / "root"
     run(["cp", "-a", "--reflink=auto", str(image.root), str(root)], timeout=300)
-    shutil.copy(package, root / "tmp" / "kdumpd.deb")
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "/tmp/kdumpd.deb"]
+    copies = root / "tmp" / "packages"
+    copies.mkdir()
+    for package in packages:
+        shutil.copy(package, copies)
+    names = [f"/tmp/packages/{package.name}" for package in packages]
     with _mounts(root):
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *names]
         run(["chroot", str(root), *command], timeout=300, env=_CHROOT_ENV)
-    (root / "tmp" / "kdumpd.deb").unlink()
+    shutil.rmtree(copies)
     make_disk(root, folder / "disk.raw")
 
 

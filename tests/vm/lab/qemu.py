@@ -304,6 +304,14 @@ class Machine:
         self.qmp("object-add", **{"qom-type": "memory-backend-ram", "id": f"{name}-ram", "size": size_mib << 20})
         self.qmp("device_add", driver="pc-dimm", id=name, memdev=f"{name}-ram")
 
+    def processor_sec(self) -> float:
+        """The processor time that QEMU has taken since the machine was switched on, in seconds; while it is on."""
+        # timeout(1) has one child (proc(5), children and stat: utime and stime, in clock ticks, are fields 14 and 15).
+        pid = self._process.pid
+        (qemu,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        fields = Path(f"/proc/{qemu}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def alive(self) -> bool:
         """False once the machine is off."""
         return not self._over.is_set()
