@@ -25,13 +25,17 @@ class DiskIdentity:
 
 
 def read_identity(block: str, root: Path = Path("/")) -> DiskIdentity | None:
-    """What tells the block device `block` (a name in /sys/class/block) from others; None when it is gone."""
+    """What tells the block device `block` (a name in /sys/class/block) from others; None when it is gone, or hidden: a
+    path to an NVMe disk that has several, or may have, calls itself as the disk does, and nobody can open it
+    (Documentation/ABI/stable/sysfs-block)."""
     link = root / "sys/class/block" / block
     if not link.exists():
         return None
     here = link.resolve()
     partition = _text(here / "partition")
     disk = here.parent if partition else here
+    if _text(disk / "hidden") == "1":
+        return None
     names = (_text(disk / name) for name in _NAMES)
     sectors = _text(here / "size")
     return DiskIdentity(

@@ -48,6 +48,19 @@ def test_a_disk_is_known_by_its_serial_number_and_size(machine: Machine, disk: P
     assert read_identity("vdz", machine.root) is None
 
 
+def test_a_path_to_an_nvme_disk_is_no_disk(machine: Machine) -> None:
+    """With CONFIG_NVME_MULTIPATH, which Debian has, each NVMe disk is there twice."""
+    for name, number, hidden in (("nvme2n1", "259:1", "0"), ("nvme2c2n1", "259:2", "1")):
+        folder = machine.disk(name, number)
+        (folder / "wwid").write_text("nvme.1b36-6c616232\n")
+        (folder / "size").write_text("524288\n")
+        (folder / "hidden").write_text(f"{hidden}\n")
+    assert read_identity("nvme2c2n1", machine.root) is None
+    assert read_identity("nvme2n1", machine.root) == DiskIdentity(
+        name="nvme.1b36-6c616232", partition=0, sectors=524288
+    )
+
+
 def test_a_partition_is_known_by_its_number_on_the_disk(machine: Machine) -> None:
     folder = machine.disk("sda", "8:0", parts={"sda1": "8:1", "sda2": "8:2"})
     (folder / "device").mkdir()
