@@ -22,7 +22,7 @@ def wait_for_disk(wanted: RawDestination, deadline_sec: float, alive: Callable[[
         found = [block for block in blocks if read_identity(block) == wanted.identity]
         if len(found) > 1:
             raise TargetError(
-                f"{wanted.device} cannot be told from other disks: {', '.join(found)} have the same size and the same name",
+                f"{wanted.device} cannot be told from other disks: {', '.join(found)} are alike in size and name",
                 hint="use a partition of another size for raw dumps",
             )
         if found and (Path("/dev") / found[0]).is_block_device():
