@@ -30,6 +30,7 @@ sync() { :; }
 dmesg() { echo "kdumpd: told"; }
 tick=0.1 silence=3 hook_time=2 shell_time=1 targets=2 total=60 guard=none
 limit=$(($(uptime) + total)) end_of_all=$limit
+open_quiet || echo "NO PIPE"
 """
 
 
@@ -43,7 +44,7 @@ class Supervisor:
         for path in (self.run / "answers", self.conf / "hooks", folder / "dev", folder / "watchdog"):
             path.mkdir(parents=True)
         (folder / "bin").mkdir()
-        for name in APPLETS:
+        for name in (*APPLETS, "busybox"):
             (folder / "bin" / name).symlink_to("/bin/busybox")
         self.settings("hostname vm\n")
         text, found, _ = INIT.read_text().partition("\ntrap '' ")
@@ -98,6 +99,7 @@ class Supervisor:
             timeout=timeout,
         )
         assert "syntax error" not in done.stdout
+        assert "NO PIPE" not in done.stdout
         return done.stdout
 
 
@@ -108,6 +110,21 @@ def init(tmp_path: Path) -> Supervisor:
 
 CAPTURE = 'capture; echo "END status=$status after=$after reason=$reason"'
 ARGUMENTS = 'echo "$*" >>calls; set -- $(wc -l <calls)'  # $1 becomes the number of the call
+
+
+def test_it_notices_at_once_when_the_collector_ends(init: Supervisor) -> None:
+    init.program("sleep 2.05")
+    said = init.call('read -r a _ </proc/uptime; capture; read -r b _ </proc/uptime; echo "FROM $a TO $b"')
+    begin, end = (float(number) for number in re.findall(r"[\d.]+", said[said.index("FROM") :]))
+    assert 2.05 < end - begin < 2.6, said
+
+
+@pytest.mark.parametrize("fault", ["quiet=", "exec 6<&-; quiet=; run=$run/missing; open_quiet; run=${run%/missing}"])
+def test_without_a_pipe_to_wait_at_it_sleeps(init: Supervisor, fault: str) -> None:
+    init.program(f"{ARGUMENTS}\nexec sleep 600")
+    said = init.call(f'{fault}; echo "QUIET ${{quiet:-no}}"; {CAPTURE}')
+    assert "QUIET no" in said
+    assert "END status=137 after=2 reason=the collector was silent for 3 s" in said
 
 
 def test_a_silent_collector_gives_way_to_the_next_target(init: Supervisor) -> None:
