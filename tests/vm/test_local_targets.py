@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from lab import image, proof, tiny, vmcore
+from lab import image, proof, tiny, tools, vmcore
 from lab.aptroot import run
 
 
@@ -46,23 +47,17 @@ def test_xfs_by_label(scratch: Path) -> None:
     _judge(tiny.only_crash(scratch / "crash"), outcome)
 
 
-# As on a machine without udev.
-_LVM = """
-mkdir -p /run/lvm /etc/lvm /run/lock
-export LVM_SYSTEM_DIR=/run/lvm LVM_SUPPRESS_FD_WARNINGS=1 MDADM_NO_UDEV=1
-echo 'activation { udev_sync=0 udev_rules=0 monitoring=0 }
-devices { obtain_device_list_from_udev=0 }' >/run/lvm/lvm.conf
-"""
-
-
-def test_lvm_on_a_mirror(scratch: Path) -> None:
-    """A volume group on an md array of two disks, which the capture kernel has to put together again."""
+@pytest.mark.parametrize("degraded", [False, pytest.param(True, marks=pytest.mark.matrix)])
+def test_lvm_on_a_mirror(degraded: bool, scratch: Path) -> None:
+    """A volume group on an md array of two disks, which the capture kernel has to put together again; with one of them
+    as well, when the other has failed."""
+    faults = '/sbin/mdadm /dev/md7 --fail "$(disk disk1)" --remove "$(disk disk1)"' if degraded else ""
     disks = []
     for name in ("one.raw", "two.raw"):
         with (scratch / name).open("wb") as file:
             file.truncate(192 << 20)
         disks.append(tiny.Disk(path=scratch / name))
-    setup = f"""{_LVM}
+    setup = f"""{tiny.LVM}
 mdadm --create /dev/md7 --run --level=1 --raid-devices=2 --assume-clean $(disk disk0) $(disk disk1) || return 1
 mkdir -p /dev/disk/by-id
 ln -s ../../md7 /dev/disk/by-id/md-uuid-$(mdadm --detail --export /dev/md7 | sed -n s/^MD_UUID=//p)
@@ -74,9 +69,11 @@ mount -t ext4 /dev/mapper/lab--group-dumps /var/crash || return 1
 """
     modules = ["raid1", "dm_mod", "crc32c_generic", "ext4"]
     tools = ["/usr/sbin/lvm", "/usr/sbin/mdadm", "/usr/sbin/mke2fs"]
-    outcome = tiny.crash("path /var/crash\n", scratch, disks=disks, setup=setup, modules=modules, tools=tools)
+    outcome = tiny.crash(
+        "path /var/crash\n", scratch, disks=disks, setup=setup, modules=modules, tools=tools, faults=faults
+    )
     tiny.read(
-        f"""{_LVM}
+        f"""{tiny.LVM}
 mdadm --assemble --run /dev/md7 $(disk disk0) $(disk disk1) && lvm vgchange -q -ay lab-group || return 1
 mount -t ext4 -o ro /dev/mapper/lab--group-dumps /mnt && cp -a /mnt/. /run/read
 rmdir /run/read/lost+found
@@ -106,12 +103,12 @@ def test_usb_stick_by_label(scratch: Path) -> None:
 
 
 def test_raw_device(scratch: Path) -> None:
-    """Captured to a disk without a filesystem, twice over, and copied out of it as the service does."""
+    """Captured to an NVMe disk without a filesystem, and copied out of it as the service does."""
     disk = scratch / "raw.raw"
     with disk.open("wb") as file:
         file.truncate(192 << 20)
-    outcome = tiny.crash("raw /dev/vdb\npath /crash\n", scratch, disks=[tiny.Disk(path=disk)])
-    assert "SAVED /dev/vdb (raw)" in outcome.capture
+    outcome = tiny.crash("raw /dev/nvme0n1\npath /crash\n", scratch, disks=[tiny.Disk(path=disk, bus="nvme")])
+    assert "SAVED /dev/nvme0n1 (raw)" in outcome.capture
     words = ["/usr/bin/python3", "-m", "kdumpd.crashes.recover", "--device", str(disk), "--root", str(scratch)]
     run([*words, "--path", "/crash"], timeout=120, cwd=tiny.TOP)
     _judge(tiny.only_crash(scratch / "crash"), outcome)
@@ -133,6 +130,35 @@ def test_a_raw_device_that_somebody_made_a_filesystem_on(scratch: Path) -> None:
     assert "SAVED" not in outcome.capture
     assert "failure action: reboot" in outcome.capture
     run(["e2fsck", "-fn", str(disk)], timeout=60)
+
+
+@pytest.mark.matrix
+def test_a_virtiofs_share(scratch: Path) -> None:
+    """A folder of this host, shared by virtiofsd of a newer Debian. What the crashed kernel had open there is not known
+    to anybody any more; it is mounted anew."""
+    share, socket = scratch / "share", scratch / "fs"
+    share.mkdir()
+    words = ["--socket-path", str(socket), "--shared-dir", str(share), "--sandbox", "none", "--seccomp", "none"]
+    with (
+        (scratch / "virtiofsd.log").open("wb") as log,
+        subprocess.Popen([*tools.program("virtiofsd"), *words], stdout=log, stderr=log) as server,
+    ):
+        try:
+            outcome = tiny.crash(
+                "virtiofs dumps\npath /crash\n",
+                scratch,
+                setup="mount -t virtiofs dumps /mnt && echo before >/mnt/before || return 1\nexec 7>/mnt/open",
+                modules=["virtio_pci", "virtiofs"],
+                words=[
+                    *("-object", f"memory-backend-memfd,id=ram,size={tiny.MEMORY_MIB}M,share=on"),
+                    *("-machine", "memory-backend=ram", "-chardev", f"socket,id=fs,path={socket}"),
+                    *("-device", "vhost-user-fs-pci,chardev=fs,tag=dumps"),
+                ],
+            )
+        finally:
+            server.kill()
+    assert "SAVED" in outcome.capture, outcome.capture[-3000:]
+    _judge(tiny.only_crash(share / "crash"), outcome)
 
 
 @pytest.mark.parametrize("kernel", [pytest.param("6.12", marks=pytest.mark.matrix), "7"])

@@ -71,6 +71,15 @@ _BUSES = {
 _CONTROLLERS = {"scsi": "virtio-scsi-pci", "usb": "qemu-xhci"}
 
 
+# How a first system uses lvm(8) and mdadm(8): as on a machine without udev.
+LVM = """
+mkdir -p /run/lvm /etc/lvm /run/lock
+export LVM_SYSTEM_DIR=/run/lvm LVM_SUPPRESS_FD_WARNINGS=1 MDADM_NO_UDEV=1
+echo 'activation { udev_sync=0 udev_rules=0 monitoring=0 }
+devices { obtain_device_list_from_udev=0 }' >/run/lvm/lvm.conf
+"""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """A raw file as a disk of the guest. The first one has the serial number "disk0", the next "disk1"."""

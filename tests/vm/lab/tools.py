@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""crash, makedumpfile, drgn and libkdumpfile of a newer Debian, run on this one without installing anything.
+"""crash, makedumpfile, drgn, libkdumpfile and virtiofsd of a newer Debian, run on this one without installing anything.
 
 Debian 12's makedumpfile knows no zstd, its crash loses the processes of current kernels, and drgn it has none. The
 newer programs are unpacked with all their libraries and started through their own libc's loader (ld.so(8)), those of
@@ -22,10 +22,11 @@ from .aptroot import CACHE, KEEPS_OLD_LISTS, AptRoot, LabError, run
 
 # makedumpfile leaves no free page of a 6.12 kernel out before 1.7.7, which trixie does not have yet; crash opens no
 # 7.x kernel before 9.
-SUITES = {"crash": "trixie", "makedumpfile": "forky"}
+SUITES = {"crash": "trixie", "makedumpfile": "forky", "virtiofsd": "trixie"}
 NEWEST = "forky"
 READERS = ("python3-drgn", "python3-pykdumpfile")
 READING = Path(__file__).parent / "reading"
+_PROGRAMS = ("usr/bin", "usr/libexec")
 _TRIPLETS = {
     "amd64": ("x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
     "arm64": ("aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
@@ -33,9 +34,10 @@ _TRIPLETS = {
 
 
 def program(name: str, *, suite: str | None = None, architecture: str = "amd64") -> list[str]:
-    """The words that start `name` ("crash" or "makedumpfile") of a newer Debian; append its arguments."""
+    """The words that start `name`, one of SUITES, of a newer Debian; append its arguments."""
     root = _unpacked((name,), suite or SUITES[name], architecture)
-    return [*_loader(root, architecture), str(root / "usr/bin" / name)]
+    (found,) = (path for place in _PROGRAMS if (path := root / place / name).exists())
+    return [*_loader(root, architecture), str(found)]
 
 
 def _loader(root: Path, architecture: str = "amd64") -> list[str]:
@@ -105,6 +107,6 @@ def _unpacked(packages: tuple[str, ...], suite: str, architecture: str = "amd64"
                 (scratch / "root").rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    if not list((folder / "usr/bin").glob("*")):
+    if not any(list((folder / place).glob("*")) for place in _PROGRAMS):
         raise LabError(f"{folder}: {', '.join(packages)} was not unpacked")
     return folder
