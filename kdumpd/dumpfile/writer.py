@@ -266,8 +266,10 @@ class DiskdumpWriter:
         if parts:
             ranks = np.concatenate([part[0] for part in parts])
             table = np.concatenate([part[1] for part in parts])
-            order = np.argsort(ranks, kind="stable")
-            self._patch(ranks[order], table[order])
+            if (ranks[1:] < ranks[:-1]).any():
+                order = np.argsort(ranks, kind="stable")
+                ranks, table = ranks[order], table[order]
+            self._patch(ranks, table)
 
     def _patch(self, ranks: NDArray[np.int64], table: _Table) -> None:
         gaps = np.diff(ranks)
