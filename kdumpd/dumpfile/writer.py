@@ -14,6 +14,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,6 +61,15 @@ class Origin:
     notes: bytes
     vmcoreinfo_at: int
     vmcoreinfo_size: int
+
+
+class _Fresh(NamedTuple):
+    """Pages that were written and have no descriptors yet: of `sizes` bytes each, one behind the other from `start`."""
+
+    pfns: NDArray[np.int64]
+    sizes: NDArray[np.uint32]
+    flags: NDArray[np.uint32]
+    start: int
 
 
 class _Sync:
@@ -145,11 +155,11 @@ class DiskdumpWriter:
         self._notes = origin.notes
         self._digest = hashlib.sha256() if checksums else None
         self._bitmaps_digest = hashlib.sha256() if checksums else None
-        self._fresh: list[tuple[NDArray[np.int64], _Table]] = []
+        self._fresh: list[_Fresh] = []
         self._fresh_pages = 0
         self._fresh_from = self._described_to = self._end
         self._syncing: _Sync | None = None
-        self._synced: list[tuple[NDArray[np.int64], _Table]] = []
+        self._synced: list[_Fresh] = []
 
         # The descriptors come last but must fit: with them a dump that ran out of room can still be read.
         sink.reserve(self._data_start)
@@ -218,18 +228,12 @@ class DiskdumpWriter:
                 self.write(pages.some(first, last), pfns[first:last])
 
     def _write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
-        ranks = self._ranks.of(pfns) - self._first_rank
-        table = np.zeros(len(pfns), dtype=DESCRIPTORS)
-        ends = np.cumsum(pages.sizes, dtype=np.int64) + self._end
-        is_zero = pages.sizes == 0
-        table["offset"] = np.where(is_zero, self._zero_at, ends - pages.sizes)
-        table["size"] = np.where(is_zero, BLOCK_SIZE, pages.sizes)
-        table["flags"] = pages.flags
+        fresh = _Fresh(pfns, pages.sizes.copy(), pages.flags.copy(), self._end)
         if pages.parts:
-            self._append(pages.parts, int(ends[-1]) - self._end)
-        self.written += len(table)
-        self._fresh.append((ranks, table))
-        self._fresh_pages += len(table)
+            self._append(pages.parts, int(pages.sizes.sum(dtype=np.int64)))
+        self.written += len(pfns)
+        self._fresh.append(fresh)
+        self._fresh_pages += len(pfns)
         if not self._sink.rewritable and self._end - self._described_to >= _STREAM_BYTES:
             self._describe_fresh()
         if self._syncing is not None and self._syncing.done:
@@ -262,14 +266,23 @@ class DiskdumpWriter:
         self._described_to = self._end
         self._describe(parts)
 
-    def _describe(self, parts: Sequence[tuple[NDArray[np.int64], _Table]]) -> None:
-        if parts:
-            ranks = np.concatenate([part[0] for part in parts])
-            table = np.concatenate([part[1] for part in parts])
-            if (ranks[1:] < ranks[:-1]).any():
-                order = np.argsort(ranks, kind="stable")
-                ranks, table = ranks[order], table[order]
-            self._patch(ranks, table)
+    def _describe(self, parts: Sequence[_Fresh]) -> None:
+        """Writes the descriptors of pages that were written one behind the other."""
+        if not parts:
+            return
+        pfns = np.concatenate([part.pfns for part in parts])
+        sizes = np.concatenate([part.sizes for part in parts])
+        flags = np.concatenate([part.flags for part in parts])
+        offsets = np.cumsum(sizes, dtype=np.int64) - sizes + parts[0].start
+        if (pfns[1:] < pfns[:-1]).any():
+            order = np.argsort(pfns, kind="stable")
+            pfns, sizes, flags, offsets = pfns[order], sizes[order], flags[order], offsets[order]
+        table = np.zeros(len(pfns), dtype=DESCRIPTORS)
+        is_zero = sizes == 0
+        table["offset"] = np.where(is_zero, self._zero_at, offsets)
+        table["size"] = np.where(is_zero, BLOCK_SIZE, sizes)
+        table["flags"] = flags
+        self._patch(self._ranks.of(pfns) - self._first_rank, table)
 
     def _patch(self, ranks: NDArray[np.int64], table: _Table) -> None:
         gaps = np.diff(ranks)
