@@ -48,7 +48,6 @@ def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
     SIGINT cancels the job. Raises the KdumpError that ended it.
     """
     _wake(lambda: on_phase("waiting for kdumpd to start", 0.0))
-    path = _call(INTERFACE, "StartJob", GLib.Variant("(s)", (kind,)), _WORK_MS).unpack()[0]
     connection = _connect()
     loop = GLib.MainLoop()
     seen: dict[str, Any] = {}
@@ -73,13 +72,18 @@ def run_job(kind: str, on_phase: Callable[[str, float], None]) -> None:
         connection.call(NAME, path, _JOB, "Cancel", None, None, Gio.DBusCallFlags.NONE, _STATUS_MS, None, None)
         return bool(GLib.SOURCE_CONTINUE)
 
+    # Before there is a job: an interrupt that comes meanwhile is carried out when the loop runs.
+    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, interrupt)
+    path = _call(INTERFACE, "StartJob", GLib.Variant("(s)", (kind,)), _WORK_MS).unpack()[0]
     flags = Gio.DBusSignalFlags.NONE
     connection.signal_subscribe(NAME, _PROPERTIES, "PropertiesChanged", path, None, flags, changed)
     Gio.bus_watch_name_on_connection(connection, NAME, Gio.BusNameWatcherFlags.NONE, None, vanished)
-    GLib.unix_signal_add(GLib.PRIORITY_HIGH, signal.SIGINT, interrupt)
     # From here on nothing is missed; what happened before is asked for.
     arguments = GLib.Variant("(s)", (_JOB,))
-    take(_call(_PROPERTIES, "GetAll", arguments, _WORK_MS, path=path).unpack()[0])
+    try:
+        take(_call(_PROPERTIES, "GetAll", arguments, _WORK_MS, path=path).unpack()[0])
+    except ServiceUnreachableError:
+        vanished(None, NAME)
     if seen["State"] in ("queued", "running"):
         loop.run()
     if seen["State"] != "done":

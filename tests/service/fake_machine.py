@@ -121,8 +121,9 @@ class FakeMachine:
     def crash(
         self, name: str, *, image_id: str | None = None, result: Result = Result.COMPLETE, **fields: object
     ) -> Path:
-        """A crash directory as the collector leaves it."""
-        folder = self.root / "var/crash" / name
+        """A crash directory as the collector leaves it: whole from the moment that the service can see it."""
+        place = self.root / "var/crash" / name
+        folder = self.root / "var/new-crash"
         folder.mkdir(parents=True)
         data = b"KDUMP   " + bytes(4096)
         (folder / "vmcore").write_bytes(data)
@@ -142,7 +143,8 @@ class FakeMachine:
         }
         manifest = Manifest(**values)  # type: ignore[arg-type]
         (folder / "manifest.json").write_text(manifest.to_json())
-        return folder
+        place.parent.mkdir(exist_ok=True)
+        return folder.rename(place)
 
     def image_id(self) -> str:
         """The id in the record of the image on disk."""

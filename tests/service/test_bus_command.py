@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,7 +99,6 @@ def test_interrupting_kdumpctl_cancels_the_job(service: Service, machine: FakeMa
     (machine.root / "slow").touch()
     done = _start(service.bus, "rebuild")
     wait(lambda: service.client.get("Activity") == "building", "the build")
-    time.sleep(0.5)  # until kdumpctl listens
     done.send_signal(signal.SIGINT)
     _, err = done.communicate(timeout=30)
     assert done.returncode == 1
@@ -114,7 +112,6 @@ def test_a_service_that_dies_is_said(service: Service, machine: FakeMachine) -> 
     (machine.root / "slow").touch()
     done = _start(service.bus, "rebuild")
     wait(lambda: service.client.get("Activity") == "building", "the build")
-    time.sleep(0.5)
     service.stop(signal.SIGKILL)
     _, err = done.communicate(timeout=30)
     assert (done.returncode, err.splitlines()[0]) == (1, "kdumpctl: The service kdumpd ended while it worked")

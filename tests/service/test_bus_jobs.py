@@ -159,7 +159,7 @@ def test_ten_callers_of_slow_methods_hold_up_nobody(service: Service, machine: F
     other = Client(service.bus.address)
     begin = time.monotonic()
     assert other.call("ListCrashes") == ([],)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 8  # else it waited for one of them
     (machine.root / "slow").unlink()
     context = GLib.MainContext.default()
     wait(lambda: (context.iteration(False), len(done) == 10)[1], "ten replies", 20)

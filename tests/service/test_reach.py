@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,22 +104,31 @@ def test_it_is_tried_rarely_and_after_hints(start: Callable[..., Service], machi
     wait(tried(machine, "works"), "the first trial", 30)
     service.wait_state("loaded", 30)
     # The image that was loaded meanwhile was one trial more.
-    wait(_quiet(machine), "an end of trials", 60)
+    wait(_quiet(machine, service), "an end of trials", 60)
     before = os.stat(machine.root / REPORT).st_mtime_ns
     service.client.call("Load")
-    assert _quiet(machine, seconds=3.0)()
+    assert _quiet(machine, service, seconds=3.0)()
     assert os.stat(machine.root / REPORT).st_mtime_ns == before
     (machine.root / "run/systemd/netif/links/2").write_text("OPER_STATE=routable\n")
     wait(lambda: os.stat(machine.root / REPORT).st_mtime_ns != before, "the trial after the hint", 60)
     assert service.stop() == 0
 
 
-def _quiet(machine: FakeMachine, seconds: float = 2.0) -> Callable[[], bool]:
-    import time
+def _quiet(machine: FakeMachine, service: Service, seconds: float = 2.0) -> Callable[[], bool]:
+    """Whether no trial runs, begins or ends for so long, which is several ticks of this service."""
+
+    def trials() -> list[str]:
+        tasks = Path(f"/proc/{service.process.pid}/task").iterdir()
+        return [pid for task in tasks for pid in (task / "children").read_text().split()]
 
     def check() -> bool:
         first = os.stat(machine.root / REPORT).st_mtime_ns
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(FileNotFoundError):  # a thread that ended
+                if trials():
+                    return False
+            time.sleep(0.05)
         return os.stat(machine.root / REPORT).st_mtime_ns == first
 
     return check

