@@ -52,6 +52,8 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
         after_install = _boot_files(guest)
         _wait(guest, f"test -e {IMAGES}/{new}/image.json && ! ls {IMAGES}/pending/* 2>&-", "an image built ahead")
         circle.wait_journal(guest, "ahead of its first boot")
+        # What dpkg's trigger asked for at the end of its run.
+        circle.wait_journal(guest, "Reloaded kdumpd.service")
         assert _boot_files(guest) == after_install
         assert {path: digest for path, digest in after_install.items() if new not in path} == {
             path: digest for path, digest in before.items() if new not in path
