@@ -12,10 +12,11 @@ import json
 from pathlib import PurePosixPath
 
 import kdumpd
-from kdumpd.config.capture import CaptureConfig, LocalDestination
+from kdumpd.config.capture import CaptureConfig, LayerKind, LocalDestination
 from kdumpd.config.layout import host_label
 from kdumpd.config.model import Action
 from kdumpd.dumpfile.manifest import FORMAT, Result
+from kdumpd.targets.layers import dashed
 
 FOLDER = "etc/kdumpd"
 
@@ -51,13 +52,20 @@ def _settings(capture: CaptureConfig) -> list[tuple[str, object]]:
         ("fence", "yes" if capture.fence is not None and capture.fence.addresses else "no"),
         ("watchdog", "yes" if capture.watchdogs else "no"),
         ("messages", "no" if capture.encrypt_to else "yes"),  # a shell encrypts nothing
-        *(
-            ("local", f"{place.device} {place.fstype} {place.options or 'rw'} {PurePosixPath(place.directory)}")
-            for place in capture.destinations
-            # What lies on LVM or md is beyond a shell.
-            if isinstance(place, LocalDestination) and not place.layers
-        ),
+        *(line for place in capture.destinations if isinstance(place, LocalDestination) for line in _place(place)),
     ]
+
+
+def _place(place: LocalDestination) -> list[tuple[str, object]]:
+    """A filesystem for a note, behind what it has to be put together of."""
+    layers: list[tuple[str, object]] = [
+        ("layer", f"lvm {layer.ident} {dashed(layer.ident[-32:])}")
+        if layer.kind is LayerKind.LVM
+        else ("layer", f"md {layer.ident} {layer.device}")
+        for layer in place.layers
+    ]
+    where = f"{place.device} {place.fstype} {place.options or 'rw'} {PurePosixPath(place.directory)}"
+    return [*layers, ("local", where)]
 
 
 def _note(capture: CaptureConfig) -> str:

@@ -54,6 +54,7 @@ class Supervisor:
             "/dev/kmsg": "kmsg",
             "/usr/bin/python3": "python3",
             "/sys/class/watchdog": "watchdog",
+            "/sys/class/block": "block",
             "/dev/console": "console",
             "/proc/mounts": "mounts",
             "/proc/vmcore": "vmcore",
@@ -332,6 +333,34 @@ def test_a_note_goes_to_the_next_disk_when_one_hangs_or_refuses(init: Supervisor
     assert "no note could be left" in init.call("mount() { return 1; }; leave_note")
     (init.run / "answers/told").touch()
     assert init.call("leave_note") == ""
+
+
+def test_a_note_goes_to_what_is_put_together_first(init: Supervisor) -> None:
+    """With the tools of LVM and md, and to the device that they made: its tag may be on a member, too."""
+    (init.conf / "note").write_text("{\n")
+    init.settings(
+        "layer md 1:2:3:4 /dev/md7\nlayer lvm LVM-gv a-b\nlocal UUID=x ext4 rw /a\n"
+        "layer md 5:6:7:8 /dev/md8\nlocal LABEL=y ext4 rw /b\n"
+    )
+    (init.folder / "block/dm-0/dm").mkdir(parents=True)
+    (init.folder / "block/dm-0/dm/uuid").write_text("CRYPT-x\n")
+    said = init.call("""
+        bounded() { shift; "$@"; }
+        mdadm() { echo "mdadm $*"; case $* in *8*--no-degraded) return 1 ;; esac; }
+        lvm() { echo "lvm $*"; mkdir -p block/dm-1/dm; echo LVM-gv >block/dm-1/dm/uuid; }
+        mount() { echo "mount $*"; case $* in */dev/dm-1*) return 1 ;; esac; }
+        cd "${conf%/*}"
+        leave_note
+    """)
+    told = [line.split() for line in said.splitlines() if line.startswith(("mdadm", "lvm", "mount"))]
+    assert [" ".join(line) for line in told if line[0] != "mount"] == [
+        "mdadm --assemble /dev/md7 --uuid=1:2:3:4 --no-degraded",
+        "lvm lvchange --activate y --sysinit --ignoreactivationskip --select lv_uuid=a-b",
+        "mdadm --assemble /dev/md8 --uuid=5:6:7:8 --no-degraded",
+        "mdadm --assemble /dev/md8 --uuid=5:6:7:8 --run",
+    ]
+    assert [line[-2] for line in told if line[0] == "mount"] == ["/dev/dm-1", "/dev/md8"]
+    assert "left a note in" in said
 
 
 @pytest.mark.parametrize(
