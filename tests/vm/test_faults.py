@@ -224,11 +224,14 @@ def test_a_damaged_image(made: image.Image, scratch: Path) -> None:
 
 
 def test_the_disk_is_full(made: image.Image, scratch: Path) -> None:
-    """What fits is kept and called incomplete; the log, written first, is whole; the reason is told three times."""
-    second = _second_disk(scratch, 16, "small")
-    with circle.boot(made, scratch, disks=((second, "raw"),)) as guest:
+    """What fits is kept and called incomplete; the log, written first, is whole; the reason is told three times. The
+    next target is a raw device, whose dump the service copies to `path` after the boot, and only then empties it."""
+    second, third = _second_disk(scratch, 16, "small"), scratch / "third.raw"
+    with third.open("wb") as file:
+        file.truncate(256 << 20)
+    with circle.boot(made, scratch, disks=((second, "raw"), (third, "raw"))) as guest:
         guest.wait_ready()
-        _configure(guest, "ext4 LABEL=small\npath /crash\n")
+        _configure(guest, "ext4 LABEL=small\nraw /dev/nvme2n1\npath /crash\n")
         circle.wait_armed(guest)
         marker = circle.mark_log(guest)
         said = _crash_and_return(guest)
@@ -242,6 +245,27 @@ def test_the_disk_is_full(made: image.Image, scratch: Path) -> None:
         assert manifest["result"] in ("incomplete", "log-only")
         assert "No space left on device" in manifest["reason"]
         assert marker in guest.run(["cat", f"{folder}/vmcore-dmesg.txt"]).ok()
+        _copied(guest, f"/crash/{name}", marker)
+
+
+def _copied(guest: Machine, folder: str, marker: str) -> None:
+    """The dump of a raw device is whole in `folder`, private, and the device is empty."""
+    deadline = time.monotonic() + 300
+    while guest.run(["test", "-e", f"{folder}/manifest.json"]).rc != 0:
+        assert time.monotonic() < deadline, guest.run(["journalctl", "-u", "kdumpd-recover", "-u", "kdumpd"]).out
+        time.sleep(1)
+    assert marker in guest.run(["cat", f"{folder}/vmcore-dmesg.txt"]).ok()
+    guest.run(["umount", "/mnt/small"]).ok()
+    (crash,) = json.loads(guest.run(["kdumpctl", "list", "--json"]).ok())
+    assert (crash["name"], crash["result"]) == (Path(folder).name, "complete")
+    guest.run(["kdumpctl", "verify"], timeout=120).ok()
+    assert guest.run(["stat", "-c", "%a", folder, f"{folder}/vmcore"]).ok().split() == ["700", "600"]
+    unit = ["systemctl", "show", "-p", "Result", "-p", "ActiveState", "--value", "kdumpd-recover"]
+    while set(guest.run(unit).ok().split()) != {"success", "inactive"}:
+        assert time.monotonic() < deadline, guest.run(["systemctl", "status", "kdumpd-recover"]).out
+        time.sleep(1)
+    table = "from kdumpd.crashes.recover import waiting; from pathlib import Path; print(waiting(Path('/dev/nvme2n1')))"
+    assert guest.run(["python3", "-c", table]).ok().strip() == "()"
 
 
 def test_the_target_is_gone_at_the_crash(made: image.Image, scratch: Path) -> None:

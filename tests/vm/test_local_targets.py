@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,37 @@ from lab import image, proof, tiny, tools, vmcore
 from lab.aptroot import run
 
 
+def programs(texts: Mapping[str, str]) -> Callable[[Path], None]:
+    """Puts programs in sh into /etc/kdump of the machine."""
+
+    def prepare(root: Path) -> None:
+        for name, text in texts.items():
+            path = root / "etc/kdump" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+
+    return prepare
+
+
 def test_ext4_by_uuid(scratch: Path) -> None:
+    """With programs of the administrator's before and after, which learn what became of it."""
     disk = scratch / "dumps.raw"
     uuid = tiny.ext4(disk)
-    outcome = tiny.crash(f"ext4 UUID={uuid}\npath /crash\n", scratch, disks=[tiny.Disk(path=disk)])
+    tell = 'echo "$0 $# $1 $KDUMP_STATUS $KDUMP_RESULT $KDUMP_PATH $KDUMP_TARGET.$KDUMP_REASON"'
+    prepare = programs({
+        "before": tell, "pre.d/first": tell, "emergency.d/never": tell,
+        "post.d/last": f'{tell} >"$KDUMP_DIR/../../seen"', "after": f'{tell} >>"$KDUMP_DIR/../../seen"',
+    })  # fmt: skip
+    config = f"ext4 UUID={uuid}\npath /crash\nkdump_pre /etc/kdump/before\nkdump_post /etc/kdump/after\n"
+    outcome = tiny.crash(config, scratch, disks=[tiny.Disk(path=disk)], prepare=prepare)
     assert "SAVED /crash/" in outcome.capture
     folder = tiny.take_ext4(disk, "/crash", scratch / "crash")
+    said = [line for line in outcome.capture.splitlines() if line.startswith("/etc/kdump/")]
+    assert said == ["/etc/kdump/before 0     .", "/etc/kdump/pre.d/first 0     ."]
+    seen = run(["debugfs", "-R", "cat /seen", str(disk)], timeout=60).splitlines()
+    learned = f"1 0 0 complete /crash/{folder.name} /crash on UUID={uuid} (ext4)."
+    assert seen == [f"/etc/kdump/post.d/last {learned}", f"/etc/kdump/after {learned}"]
     proof.complete(folder)
     proof.marker(folder, outcome.marker)
     proof.accepted(folder)
