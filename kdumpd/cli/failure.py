@@ -21,16 +21,25 @@ def report(error: BaseException) -> int:
         raise error
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        # The reader of our output left, which is his right. Keep Python from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of our output left, which is his right
+        _let_go_of_output()
         return EXIT_FAILURE
     if os.environ.get(_TRACE):
         raise error
     with contextlib.suppress(OSError):
         for line in sentences(error):
             print(line, file=sys.stderr)
+    _let_go_of_output()
     return error.exit_code if isinstance(error, KdumpError) else EXIT_FAILURE
+
+
+def _let_go_of_output() -> None:
+    """What cannot be printed is not tried once more as Python ends, which would complain and end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def sentences(error: BaseException) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kdumpd.collector.lean import without_unused_parts
-from kdumpd.errors import KdumpError
+from kdumpd.errors import KdumpError, os_reason
 
 _INTERRUPTED = 130
 
@@ -42,12 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _whole_process() -> NoReturn:
     without_unused_parts()
     status = main(sys.argv[1:])
+    # Who closed an output (`>&-`) wants nothing of it.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            if status == 0:
+                status = 1
+                with contextlib.suppress(OSError):
+                    print(f"kdumpd-collect: {_output_failed(error)}", file=sys.stderr, flush=True)
     # Everything is written and closed. Taking numpy and the interpreter apart would take 15 ms more.
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)  # which says what went wrong with the output
+    os._exit(status)
+
+
+def _output_failed(error: OSError) -> str:
+    return f"{error.filename or 'the output'}: {os_reason(error)}"
 
 
 def _command(words: list[str]) -> int:
@@ -69,6 +79,9 @@ def _command(words: list[str]) -> int:
         return error.exit_code
     except MemoryError:
         console.failure(KdumpError("out of memory"), {})
+    except OSError as error:
+        with contextlib.suppress(OSError):  # which --json would be told by the same output
+            console.failure(KdumpError(_output_failed(error)), {})
     except Exception as error:  # whoever wants a dump is not helped by a traceback
         if console.wants(Messages.DEBUG):
             raise

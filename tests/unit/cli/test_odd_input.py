@@ -77,7 +77,8 @@ def odd(tmp_path: Path) -> Path:
 def run(folder: Path, words: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
     """kdumpctl by way of a shell, which redirects."""
     command = f'exec "$0" -m kdumpd.cli {words} {redirection}'
-    environ = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8"}
+    # With Python's buffers, whoever runs the test: what stays in them is tried again at the end.
+    environ = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": ""}
     return subprocess.run(
         ["sh", "-c", command, sys.executable], cwd=folder, env=environ, capture_output=True, text=True, timeout=60
     )
