@@ -200,8 +200,8 @@ def tables(benches: list[Bench], arguments: argparse.Namespace) -> str:
     said = [
         (
             f"Measured by `{f'tests/bench/run {words}'.rstrip()}` in {(time.monotonic() - began) / 60:.0f} minutes on "
-            f"{cpu_name()}, {os.cpu_count()} cpus, Linux {platform.release().partition('-')[0]}, load before {load:.1f}; medians of up "
-            f"to {arguments.runs} runs in turns, output to {arguments.out}.\n"
+            f"{cpu_name()}, {os.cpu_count()} cpus, Linux {platform.release().partition('-')[0]}, load before "
+            f"{load:.1f}; medians of up to {arguments.runs} runs in turns, output to {arguments.out}.\n"
         )
     ]
     for what, head in _HEADS.items():
