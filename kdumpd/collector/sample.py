@@ -13,6 +13,7 @@ from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.native import PageBuffer
 from kdumpd.dumpfile.packing import Packing
 from kdumpd.dumpfile.ranks import Bytes, Ranks
+from kdumpd.vmcore.arrays import unique
 from kdumpd.vmcore.memory import CrashedMemory
 
 _PLACES = 64
@@ -37,7 +38,7 @@ class SampledPages:
     def __init__(self, core: CrashedMemory, kept: Bytes) -> None:
         ranks = Ranks.of_array(kept)
         places = np.linspace(0, max(0, ranks.count - _IN_A_ROW), _PLACES, dtype=np.int64)
-        chosen = np.unique((places[:, np.newaxis] + np.arange(_IN_A_ROW)).ravel())
+        chosen = unique((places[:, np.newaxis] + np.arange(_IN_A_ROW)).ravel())
         pfns = ranks.select(chosen[chosen < ranks.count])
         self.count = len(pfns)
         self._source = PageBuffer(max(1, self.count))

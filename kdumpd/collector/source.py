@@ -23,7 +23,7 @@ from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.stored import is_encrypted
 from kdumpd.dumpfile.writer import Origin
 from kdumpd.errors import VmcoreError, os_reason
-from kdumpd.vmcore.arrays import NDArray, count_bits
+from kdumpd.vmcore.arrays import NDArray, count_bits, unique
 from kdumpd.vmcore.classify import Classification, NewBitmap, classify, in_memory, keep_all
 from kdumpd.vmcore.critical import Stage, critical_stages, must_keep
 from kdumpd.vmcore.crosscheck import agreed
@@ -249,7 +249,7 @@ class Source:
         self.notes.extend(rules.missing)
         memory_map = MemoryMap(self.core, info, tables)
         self.needed = needed = must_keep(self.core, self.info, tables, self.facts(), self.notes)
-        watched = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
+        watched = unique(np.concatenate([np.zeros(0, dtype=np.int64), *needed.values()]))
         off: set[PageClass] = set()
         while True:
             found = classify(self.core, memory_map, rules, level, off=off, watched=watched, new_bitmap=self.new_bitmap)

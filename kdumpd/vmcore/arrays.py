@@ -29,6 +29,17 @@ def count_bits(bits: NDArray[np.uint8]) -> int:
     return sum(int(ONES[part].sum(dtype=np.int64)) for part in parts if part.any())
 
 
+def unique(values: NDArray[Any]) -> NDArray[Any]:
+    """The different values of a one-dimensional array, ascending.
+
+    numpy's own function asks numpy.ma about its argument (2.4), a part that the capture image does without.
+    """
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
+
+
 def ints(array: NDArray[np.integer[Any]]) -> list[int]:
     """The numbers of a one-dimensional array, of any length.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import NDArray
+from kdumpd.vmcore.arrays import NDArray, unique
 from kdumpd.vmcore.kallsyms_names import Memory as Memory
 from kdumpd.vmcore.kallsyms_names import Names, read_up_to
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
@@ -91,8 +91,8 @@ def starts(memory: Memory, where: Tables, known: Iterable[int]) -> NDArray[np.ui
     """
     wanted = np.array(list(known), dtype=np.uint64)
     for coded in _codings(memory, where, _count(memory, where)):
-        if len(wanted) and np.isin(wanted, coded).all():
-            held: NDArray[np.uint64] = np.unique(coded[coded >= np.uint64(_KERNEL_HALF)])
+        if len(wanted) and all((coded == address).any() for address in wanted):
+            held: NDArray[np.uint64] = unique(coded[coded >= np.uint64(_KERNEL_HALF)])
             return held
     raise VmcoreError("kallsyms contradicts VMCOREINFO on where the symbols are")
 

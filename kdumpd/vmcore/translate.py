@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdumpd.errors import VmcoreError
-from kdumpd.vmcore.arrays import NDArray, ints
+from kdumpd.vmcore.arrays import NDArray, ints, unique
 from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
 
 _TABLES_KEPT = 256
@@ -76,7 +76,7 @@ class PageTables(abc.ABC):
                 except VmcoreError:
                     continue
                 below.append(self._lower_tables(entries, level).astype(np.int64) >> PAGE_SHIFT)
-            frames = np.unique(np.concatenate(below)) if below else frames[:0]
+            frames = unique(np.concatenate(below)) if below else frames[:0]
 
     def to_phys(self, vaddr: int) -> int | None:
         """The physical address behind `vaddr`, or None where nothing is mapped."""

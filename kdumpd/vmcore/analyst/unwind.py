@@ -12,7 +12,7 @@ import numpy as np
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.kernel import Kernel
 from kdumpd.vmcore.analyst.wanted import DISASSEMBLED, FUNCTIONS
-from kdumpd.vmcore.arrays import NDArray
+from kdumpd.vmcore.arrays import NDArray, unique
 from kdumpd.vmcore.memory import PAGE_SIZE
 
 Words = NDArray[np.uint64]
@@ -48,7 +48,7 @@ def code_on(kernel: Kernel, stacks: list[tuple[int, int]]) -> Words:
             found.append(words[(words >= begin) & (words < end)])
     fixed = [address for name in FUNCTIONS if (address := kernel.symbol(name)) is not None]
     found.append(np.array(fixed, dtype=np.uint64))
-    return np.unique(np.concatenate(found))
+    return unique(np.concatenate(found))
 
 
 def after_calls(kernel: Kernel, code: Words) -> Words:
@@ -79,7 +79,7 @@ def keep_orc(kernel: Kernel, code: Words) -> None:
     lookup = kernel.need("orc_lookup")
     addresses, entries = kernel.need("__start_orc_unwind_ip"), kernel.need("__start_orc_unwind")
     count = (kernel.need("__stop_orc_unwind_ip") - addresses) // 4
-    blocks = np.unique((code - np.uint64(text)) >> np.uint64(_BLOCK_SHIFT))
+    blocks = unique((code - np.uint64(text)) >> np.uint64(_BLOCK_SHIFT))
     for block in blocks.tolist():
         try:
             raw = kernel.trace.read(lookup + block * 4, 8)
