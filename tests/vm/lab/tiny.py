@@ -131,6 +131,16 @@ def only_crash(folder: Path) -> Path:
     return found[0]
 
 
+def complete_crash(folder: Path) -> Path:
+    """The one complete crash folder in `folder`. Where an earlier target is slow to answer the log may have come before
+    it, into a folder of its own."""
+    results = {path: json.loads((path / "manifest.json").read_text())["result"] for path in folder.iterdir()}
+    found = [path for path, result in results.items() if result == "complete"]
+    assert len(found) == 1, results
+    assert set(results.values()) <= {"complete", "log-only"}, results
+    return found[0]
+
+
 def crash(
     config: str,
     scratch: Path,
