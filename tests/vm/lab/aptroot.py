@@ -6,11 +6,12 @@ Mirrors come from the host's own apt configuration. The host's sources, lists an
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "kdumpd"
@@ -77,7 +78,7 @@ def source_lines(suite: str) -> list[str]:
 
 
 class AptRoot:
-    """apt's view of one suite, kept below the cache. Used by one process at a time (a lock sees to that)."""
+    """apt's view of one suite, kept below the cache. Many processes may ask it at once; they wait while it changes."""
 
     def __init__(self, suite: str, architecture: str = "amd64") -> None:
         self.suite = suite
@@ -85,9 +86,7 @@ class AptRoot:
         self.root = CACHE / "apt" / (suite if architecture == "amd64" else f"{suite}-{architecture}")
         for name in ("state/lists/partial", "cache/archives/partial", "etc"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
-        (self.root / "status").touch()
         self.sources = source_lines(suite)
-        (self.root / "etc" / "sources.list").write_text("".join(line + "\n" for line in self.sources))
         self._refresh()
 
     def _options(self) -> list[str]:
@@ -110,16 +109,31 @@ class AptRoot:
 
     def _refresh(self) -> None:
         stamp = self.root / "updated"
-        with (self.root / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_GOOD_FOR_S:
+        listed = self.root / "etc" / "sources.list"
+        wanted = "".join(line + "\n" for line in self.sources)
+        with self._locked(fcntl.LOCK_EX):
+            fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_GOOD_FOR_S
+            if fresh and listed.exists() and listed.read_text() == wanted:
                 return
+            (self.root / "status").touch()
+            listed.write_text(wanted)
             run(["apt-get", *self._options(), "update", "-qq"], timeout=UPDATE_TIMEOUT_S)
             stamp.touch()
 
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self.root / "lock").open("w") as lock:
+            fcntl.flock(lock, how)
+            yield
+
+    def _apt(self, program: str, *words: str, timeout: float, cwd: Path | None = None) -> str:
+        """What an apt program says of lists that nobody changes meanwhile."""
+        with self._locked(fcntl.LOCK_SH):
+            return run([program, *self._options(), *words], timeout=timeout, cwd=cwd)
+
     def versions(self, packages: Sequence[str]) -> dict[str, str]:
         """The versions that apt would install, by package."""
-        text = run(["apt-cache", *self._options(), "policy", *packages], timeout=60)
+        text = self._apt("apt-cache", "policy", *packages, timeout=60)
         found: dict[str, str] = {}
         package = ""
         for line in text.splitlines():
@@ -134,18 +148,14 @@ class AptRoot:
 
     def needs(self, package: str, prefix: str) -> list[str]:
         """`package` and all that it depends on, directly or not, as far as the names begin with `prefix`."""
-        text = run(["apt-cache", *self._options(), "depends", "--recurse", "--important", package], timeout=60)
+        text = self._apt("apt-cache", "depends", "--recurse", "--important", package, timeout=60)
         return [line for line in text.splitlines() if line.startswith(prefix)]
 
     def download(self, package: str, folder: Path) -> Path:
         """Fetches the .deb of `package` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            run(
-                ["apt-get", *self._options(), "download", "-qq", package],
-                timeout=DOWNLOAD_TIMEOUT_S,
-                cwd=Path(scratch),
-            )
+            self._apt("apt-get", "download", "-qq", package, timeout=DOWNLOAD_TIMEOUT_S, cwd=Path(scratch))
             (found,) = Path(scratch).glob("*.deb")
             return found.rename(folder / found.name)
 
@@ -154,11 +164,7 @@ class AptRoot:
         into `folder`."""
         (folder / "partial").mkdir(parents=True)
         settings = [f"Dir::State::status={status}", f"Dir::Cache::archives={folder}"]
-        run(
-            [
-                "apt-get", *self._options(), *(word for each in settings for word in ("-o", each)),
-                "install", "-qq", "-y", "--download-only", "--no-install-recommends", *packages,
-            ],
-            timeout=DOWNLOAD_TIMEOUT_S,
-        )  # fmt: skip
+        options = [word for each in settings for word in ("-o", each)]
+        what = ["install", "-qq", "-y", "--download-only", "--no-install-recommends", *packages]
+        self._apt("apt-get", *options, *what, timeout=DOWNLOAD_TIMEOUT_S)
         return sorted(folder.glob("*.deb"))

@@ -9,6 +9,7 @@ arm64 through QEMU's emulation of single programs.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -83,6 +84,7 @@ def crash(
     return done.stdout
 
 
+@functools.cache
 def _unpacked(packages: tuple[str, ...], suite: str, architecture: str = "amd64") -> Path:
     apt = AptRoot(suite, architecture)
     version = json.dumps(apt.versions(packages))
