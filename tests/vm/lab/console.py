@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+_LOOK_S = 0.02
 
 
 class MachineLostError(AssertionError):
@@ -25,7 +25,7 @@ class Console:
     """
 
     def __init__(self, log: Path, echo: IO[str] | None = None) -> None:
-        self._stream: socket.socket | None = None
+        self._keys: IO[bytes] | None = None
         self.echo = echo
         self.mirror: Callable[[str], object] | None = None
         self._text = ""
@@ -34,22 +34,28 @@ class Console:
         self._started = time.monotonic()
         self._log = log.open("w")
 
-    def follow(self, stream: socket.socket) -> None:
-        """Takes in what comes from `stream` until its end."""
-        self._stream = stream
+    def follow(self, said: IO[bytes], keys: IO[bytes], ended: Callable[[], bool]) -> None:
+        """Takes in what is written to the file `said`, until `ended`; what is typed goes to `keys`."""
+        self._keys = keys
         pending = ""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with contextlib.suppress(OSError):
-            while data := stream.recv(65536):
-                text = decoder.decode(data).replace("\r", "")
-                if self.mirror is not None:
-                    self.mirror(text)
-                with self._changed:
-                    self._text += text
-                    self._changed.notify_all()
-                *lines, pending = (pending + text).split("\n")
-                for line in lines:
-                    self._write(line)
+        while True:
+            over = ended()
+            data = said.read(65536)
+            if not data:
+                if over:
+                    break
+                time.sleep(_LOOK_S)
+                continue
+            text = decoder.decode(data).replace("\r", "")
+            if self.mirror is not None:
+                self.mirror(text)
+            with self._changed:
+                self._text += text
+                self._changed.notify_all()
+            *lines, pending = (pending + text).split("\n")
+            for line in lines:
+                self._write(line)
         if pending:
             self._write(pending)
 
@@ -98,5 +104,5 @@ class Console:
 
     def send(self, data: bytes) -> None:
         """Types at the console."""
-        assert self._stream is not None
-        self._stream.sendall(data)
+        assert self._keys is not None
+        self._keys.write(data)

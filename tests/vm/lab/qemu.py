@@ -39,7 +39,7 @@ QMP_TIMEOUT_S = 120.0
 # A machine nobody ended in this time is ended by timeout(1), whatever became of its test.
 LIFE_S = 1500
 PROBE_S = 25.0
-CHANNELS = ("console", "commands", "qmp")
+CHANNELS = ("commands", "qmp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -116,6 +116,13 @@ class Machine:
             argv += ["-device", f"nvme,id=nvme{index},bus=port{index},drive=disk{index},serial=lab{index}"]
         for name in CHANNELS:
             argv += ["-chardev", f"socket,id={name},path={self._folder / name}"]
+        # A file takes at once what the guest says. A socket is full after some hundred bytes that come one by one: then
+        # QEMU 10.0 tries again, and once nothing more came.
+        self._printed = self._folder / "console"
+        keys = self._folder / "keys"
+        os.mkfifo(keys)
+        self._keys = keys.open("r+b", buffering=0)  # a writer, so that QEMU does not wait for one
+        argv += ["-chardev", f"file,id=console,path={self._printed},input-path={keys}"]
         argv += ["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control"]
         # Not a second serial port: under TCG its interrupts get lost now and then.
         argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands,name=lab.commands"]
@@ -127,22 +134,23 @@ class Machine:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the machine
         self.console = Console(log, echo)
         try:
-            stream = self._launch()
+            self._launch()
         except BaseException:
+            self._keys.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         atexit.register(self.kill)
-        threading.Thread(target=self._attend, args=[stream], daemon=True).start()
+        threading.Thread(target=self._attend, daemon=True).start()
 
-    def _launch(self) -> socket.socket:
-        """Starts a QEMU process; its console. One that does not come up is ended again."""
+    def _launch(self) -> None:
+        """Starts a QEMU process. One that does not come up is ended again."""
         self._reset = False
         servers = {name: self._listen(name) for name in CHANNELS}
         self._process = subprocess.Popen(
             self._argv, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, start_new_session=True
         )
         try:
-            console, self._commands, self._qmp = (self._accept(servers[name]) for name in CHANNELS)
+            self._commands, self._qmp = (self._accept(servers[name]) for name in CHANNELS)
             self._answers = b""
             self._qmp.settimeout(QMP_TIMEOUT_S)
             self._qmp_lines = self._qmp.makefile("rb")
@@ -150,7 +158,6 @@ class Machine:
         except BaseException:
             self._end_process()
             raise
-        return console
 
     def _end_process(self) -> None:
         if self._process.poll() is None:
@@ -158,17 +165,18 @@ class Machine:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 
-    def _attend(self, console: socket.socket) -> None:
+    def _attend(self) -> None:
         """Follows the console from boot to boot, until the machine is off or lost."""
         try:
             while True:
-                self.console.follow(console)
-                self._process.wait(60)
+                process = self._process
+                with self._printed.open("rb", buffering=0) as said:
+                    self.console.follow(said, self._keys, lambda process=process: process.poll() is not None)
                 with self._lock:
                     if self._ending or not self._restarts or not self._wants_boot():
                         break
-                    console = self._launch()
-        except (LabError, OSError, subprocess.TimeoutExpired) as error:
+                    self._launch()
+        except (LabError, OSError) as error:
             self._errors.write(f"not started again: {error}\n".encode())
         finally:
             self._over.set()
@@ -332,6 +340,7 @@ class Machine:
         with self._lock:
             self._end_process()
         self._over.wait(30)
+        self._keys.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
 
