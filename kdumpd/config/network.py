@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -35,6 +36,15 @@ class Interface:
     addresses: tuple[str, ...] = ()
     leased: tuple[str, ...] = ()
     dhcp_client: str = ""
+
+    def joined(self, addresses: Iterable[str], leased: Iterable[str], dhcp_client: str) -> Interface:
+        """With these addresses besides, each once, and with the first client identifier that is known."""
+        return dataclasses.replace(
+            self,
+            addresses=tuple(dict.fromkeys((*self.addresses, *addresses))),
+            leased=tuple(dict.fromkeys((*self.leased, *leased))),
+            dhcp_client=self.dhcp_client or dhcp_client,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

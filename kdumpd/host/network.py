@@ -126,15 +126,10 @@ def read_network(addresses: Sequence[str], root: Path = Path("/")) -> Network:
             raise TargetError(f"the interface {found.device} has no address to reach {to} from", hint="ip address")
         for interface in _stack(device, root):
             interfaces.setdefault(interface.name, interface)
-        known = interfaces[device]
         # A bridge asked with an address of its own, and its port would be given another lease.
         leased = [each for each in own if each.partition("/")[0] in clients and device == found.device]
-        interfaces[device] = dataclasses.replace(
-            known,
-            addresses=tuple(dict.fromkeys((*known.addresses, *own))),
-            leased=tuple(dict.fromkeys((*known.leased, *leased))),
-            dhcp_client=known.dhcp_client or next((clients[each.partition("/")[0]] for each in leased), ""),
-        )
+        client = next((clients[each.partition("/")[0]] for each in leased), "")
+        interfaces[device] = interfaces[device].joined(own, leased, client)
         gateway = "" if found.gateway is None else str(found.gateway)
         routes.setdefault(Route(to=str(to), gateway=gateway, device=device))
     return Network(interfaces=tuple(interfaces.values()), routes=tuple(routes))

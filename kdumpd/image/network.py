@@ -85,12 +85,7 @@ def _joined(one: Network, other: Network) -> Network:
     interfaces = {interface.name: interface for interface in one.interfaces}
     for interface in other.interfaces:
         known = interfaces.get(interface.name, interface)
-        interfaces[interface.name] = dataclasses.replace(
-            known,
-            addresses=tuple(dict.fromkeys((*known.addresses, *interface.addresses))),
-            leased=tuple(dict.fromkeys((*known.leased, *interface.leased))),
-            dhcp_client=known.dhcp_client or interface.dhcp_client,
-        )
+        interfaces[interface.name] = known.joined(interface.addresses, interface.leased, interface.dhcp_client)
     return Network(interfaces=tuple(interfaces.values()), routes=tuple(dict.fromkeys((*one.routes, *other.routes))))
 
 
