@@ -145,6 +145,11 @@ def _words(crashkernel: str) -> str:
     return f"crashkernel={crashkernel}" if crashkernel else "no crashkernel="
 
 
+def _parameters(values: Sequence[str]) -> str:
+    """As they stand on the kernel's command line."""
+    return " ".join(f"crashkernel={value}" for value in values)
+
+
 def _set(values: Sequence[str], options: Namespace) -> int:
     change = bootloader.plan_change(values, options.root)
     _refuse_nothing(change.values, options.root)
@@ -154,7 +159,7 @@ def _set(values: Sequence[str], options: Namespace) -> int:
     if options.json != "off":
         output.print_json(_facts(change, applied=not options.dry_run), options.json)
         return 0
-    words = " ".join(f"crashkernel={value}" for value in change.values)
+    words = _parameters(change.values)
     for setting in change.kept:
         print(output.wrap(f"{setting} stays there; the kernel takes the last one, which is ours.", 2, begins=0))
     if not change.edits:
@@ -170,17 +175,18 @@ def _set(values: Sequence[str], options: Namespace) -> int:
 def _refuse_nothing(values: Sequence[str], root: Path) -> None:
     """Of what no kernel reserves here, the next boot would have no capture kernel. Ranges may be meant for another
     machine, on which this system will run: that is said and done. Raises UsageError."""
-    request = parse_crashkernel(" ".join(f"crashkernel={value}" for value in values))
+    words = _parameters(values)
+    request = parse_crashkernel(words)
+    has_ranges = request.main is not None and bool(request.main.ranges)
     memory_bytes = read_memory_bytes(root)
     expected = reserved_expectation(request, memory_bytes)
     if 0 < expected.size_bytes < _LEAST_BYTES:
         least = f"{expected.size_bytes} bytes, which is too little for any kernel"
         raise UsageError(f"crashkernel={' '.join(values)} is {least}", hint="for example: 256M")
     problem = expected.problem
-    if problem is None or (request.main is not None and request.main.ranges and not memory_bytes):
+    if problem is None or (has_ranges and not memory_bytes):
         return
-    words = " ".join(f"crashkernel={value}" for value in values)
-    if request.main is not None and request.main.ranges:
+    if has_ranges:
         print(output.wrap(f"The kernel reserves nothing for {words}: {problem}.", 2, begins=0), file=sys.stderr)
         return
     raise UsageError(f"the kernel would reserve nothing for {words}: {problem}", hint="see: kdumpctl estimate")
@@ -189,7 +195,7 @@ def _refuse_nothing(values: Sequence[str], root: Path) -> None:
 def _check(change: bootloader.Change, root: Path) -> None:
     """Whether the entries of the next boot have it now, where they can be read. Raises KdumpError."""
     following = read_next_boot(root, read_cmdline(root))
-    wanted = crashkernel_words(" ".join(f"crashkernel={value}" for value in change.values))
+    wanted = crashkernel_words(_parameters(change.values))
     others = [_words(value) for value in following.crashkernels if value != wanted]
     if others:
         raise KdumpError(
