@@ -16,7 +16,7 @@ from kdumpd.config.capture import CaptureConfig, LayerKind, LocalDestination
 from kdumpd.config.layout import host_label
 from kdumpd.config.model import Action
 from kdumpd.dumpfile.manifest import FORMAT, Result
-from kdumpd.targets.layers import dashed
+from kdumpd.targets.layers import lv_uuid
 
 FOLDER = "etc/kdumpd"
 
@@ -59,7 +59,7 @@ def _settings(capture: CaptureConfig) -> list[tuple[str, object]]:
 def _place(place: LocalDestination) -> list[tuple[str, object]]:
     """A filesystem for a note, behind what it has to be put together of."""
     layers: list[tuple[str, object]] = [
-        ("layer", f"lvm {layer.ident} {dashed(layer.ident[-32:])}")
+        ("layer", f"lvm {layer.ident} {lv_uuid(layer)}")
         if layer.kind is LayerKind.LVM
         else ("layer", f"md {layer.ident} {layer.device}")
         for layer in place.layers

@@ -85,7 +85,7 @@ def _ask(layer: Layer, *, patient: bool) -> str:
     tool = TOOLS[layer.kind]
     if layer.kind is LayerKind.LVM:
         arguments = ["lvchange", "--activate", "y", "--sysinit", "--ignoreactivationskip", "--select"]
-        arguments.append(f"lv_uuid={dashed(layer.ident[-32:])}")
+        arguments.append(f"lv_uuid={lv_uuid(layer)}")
     else:
         arguments = ["--assemble", layer.device, f"--uuid={layer.ident}", "--no-degraded" if patient else "--run"]
     environ = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C", "LVM_SYSTEM_DIR": LVM_SETTINGS, "MDADM_NO_UDEV": "1"}
@@ -108,7 +108,8 @@ def _ask(layer: Layer, *, patient: bool) -> str:
     return lines[-1].strip() if lines else f"{tool} ended with {done.returncode} and found nothing"
 
 
-def dashed(uuid: str) -> str:
-    """An LVM UUID as its tools write it: 6-4-4-4-4-4-6 characters."""
+def lv_uuid(layer: Layer) -> str:
+    """The UUID of an LVM volume as its tools write it: 6-4-4-4-4-4-6 characters."""
+    uuid = layer.ident[-32:]
     cuts = (0, 6, 10, 14, 18, 22, 26, 32)
     return "-".join(uuid[start:end] for start, end in itertools.pairwise(cuts))
