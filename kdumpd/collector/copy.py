@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
-from kdumpd.collector.order import batches
+from kdumpd.collector.order import Pfns, batches
 from kdumpd.collector.progress import available_memory
 from kdumpd.collector.workers import AT_A_TIME, Done, Workers
 from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.sink import PageWriter
-from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.memory import CrashedMemory
 
 # In a batch: enough to hide the cost of each call, and they stay in the cache from reading to packing. They take 4 KiB
@@ -30,8 +27,6 @@ _PAGES_EACH = 256
 MAX_WORKERS = 16  # more would wait for the one that writes
 _WORKER_BYTES = 6 << 20  # measured: its slots and what it does not share
 _SHARE = 8  # of what is available, the part that workers may take
-
-Pfns = NDArray[np.int64]
 
 
 @dataclasses.dataclass(slots=True)

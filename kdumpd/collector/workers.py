@@ -25,10 +25,11 @@ from typing import NoReturn, Self
 
 import numpy as np
 
+from kdumpd.collector.order import Pfns
 from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
 from kdumpd.dumpfile.native import PageBuffer
 from kdumpd.dumpfile.packing import PackedPages, Packing
-from kdumpd.vmcore.arrays import NDArray, ints
+from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.memory import CrashedMemory
 
 _REQUEST = struct.Struct("<HH?i")  # slot, pages in it, whether there is a level, the level
@@ -37,8 +38,6 @@ _STANDARD_FDS = 3
 # Batches that a worker has at a time: the one that it packs, and one more so that it need not wait for the next.
 AT_A_TIME = 2
 _ANSWERS = 64  # more than a worker has under way
-
-Pfns = NDArray[np.int64]
 
 
 class Slot:
