@@ -44,6 +44,10 @@ class ModuleIndex:
     builtin_aliases: tuple[tuple[str, str], ...]
     softdeps: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
+    def lacks(self, name: str) -> bool:
+        """Whether the kernel has no such module, neither to load nor built in."""
+        return name not in self.depends and name not in self.builtin
+
     def by_alias(self, wanted: str) -> list[str]:
         """The loadable modules whose aliases match, none if built-in code has the alias."""
         if self.is_builtin_alias(wanted):
@@ -161,7 +165,7 @@ def modules_for(
         raise failed[0]
     for name in (name.replace("-", "_") for name in extra):
         names.append(name)
-        if notes is not None and name not in index.depends and name not in index.builtin:
+        if notes is not None and index.lacks(name):
             notes.append(f"the kernel has no module {name}, which extra_modules names")
     return order(index, names)
 
@@ -170,7 +174,7 @@ def for_watchdogs(index: ModuleIndex, names: Iterable[str], notes: list[str] | N
     """The paths of the drivers `names` of armed watchdogs. One that this kernel lacks becomes a sentence in `notes`."""
     names = tuple(names)
     for name in names:
-        if notes is not None and name not in index.depends and name not in index.builtin:
+        if notes is not None and index.lacks(name):
             notes.append(f"the kernel has no driver {name}: that watchdog, which is armed, may end a capture early")
     return order(index, names)
 
