@@ -18,14 +18,13 @@ from pathlib import Path
 
 import inputs
 import numpy as np
+import page
 from contestants import PYTHON, TOP, Case, Contestant, alternate, bare_loop, environment, kdumpd, makedumpfile
 from lab import pages, tools
 
 from kdumpd.dumpfile.reader import DiskdumpReader
 from kdumpd.vmcore.elfcore import ElfCore
 
-PAGE = TOP / "docs" / "PERFORMANCE.md"
-_BEGIN, _END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 _SMALL = 8 << 30  # bytes of a core
 _QUIET = 1.5
 _MEASURING = 0.7
@@ -247,9 +246,7 @@ def main() -> None:
             ]
         text = tables(benches, arguments)
     if not arguments.print:
-        page = PAGE.read_text()
-        head, rest = page.split(_BEGIN)
-        PAGE.write_text(head + _BEGIN + text + rest[rest.index(_END) :])
+        page.write("measured", text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import re
 import shutil
 import statistics
 import sys
@@ -22,12 +21,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import page
 from lab import proof, tiny
 from lab.aptroot import LabError
 from lab.sshd import HOST, WAY, Sshd, running
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "PERFORMANCE.md"
-_BEGIN, _END = "<!-- memory: begin -->\n", "<!-- memory: end -->\n"
 _HEAD = (
     "| target | memory | crashkernel | captured | collector's peak MiB | least available MiB | collector s "
     "| to the end s |"
@@ -71,7 +69,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="append each run there; the table counts all in it"
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {page.PAGE.name}")
     options = parser.parse_args()
     lines = []
     good = True
@@ -87,7 +85,7 @@ def main() -> int:
     table = "\n".join([_head(), _HEAD, "|---" * 8 + "|", *lines])
     print(table)
     if options.write and not options.crashkernel:
-        _write(table)
+        page.write("memory", f"{table}\n")
     return 0 if good else 1
 
 
@@ -205,12 +203,6 @@ def _number(value: object) -> float:
 
 def _mib(value: object) -> str:
     return f"{_number(value) / _MIB:.0f}"
-
-
-def _write(table: str) -> None:
-    text = PAGE.read_text()
-    pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda _: f"{_BEGIN}{table}\n{_END}", text))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import page
 from lab import circle, image, prepare
 from lab.aptroot import LabError, run
 from lab.qemu import Machine, overlay
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "PERFORMANCE.md"
-_BEGIN, _END = "<!-- peers: begin -->\n", "<!-- peers: end -->\n"
 MEMORY_MIB = 2048
 CRASHKERNEL = "192M"
 _BUILD_TIMEOUT_S = 600.0
@@ -90,7 +89,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="where the disks with the built images are kept for a next call")
     parser.add_argument("--no-sample", action="store_true", help="no crash more of each that only measures memory")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {page.PAGE.name}")
     options = parser.parse_args()
     chosen = [each for each in CONTESTANTS if not options.only or any(word in each.name for word in options.only)]
     with tempfile.TemporaryDirectory(prefix="kdumpd-peers-") as scratch:
@@ -106,9 +105,7 @@ def main() -> int:
     table = _table(facts)
     print(table)
     if options.write:
-        text = PAGE.read_text()
-        pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-        PAGE.write_text(pattern.sub(lambda _: f"{_BEGIN}{table}\n{_END}", text))
+        page.write("peers", f"{table}\n")
     return 1 if any("trouble" in fact for fact in facts) else 0
 
 
