@@ -31,7 +31,7 @@ class Activating:
     def __init__(self, folder: Path, machine: FakeMachine, first: str) -> None:
         self.folder = folder
         services = folder / "services"
-        services.mkdir()
+        services.mkdir(parents=True)
         starter = folder / "starter"
         (services / f"{NAME}.service").write_text(f"[D-BUS Service]\nName={NAME}\nExec={starter}\n")
         limit = f'<servicedir>{services}</servicedir><limit name="service_start_timeout">{_BUS_MS}</limit>'
@@ -57,15 +57,8 @@ class Activating:
 
 
 @pytest.fixture
-def folder_of_bus(folder: Path) -> Path:
-    path = folder / "activating"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def slow(folder_of_bus: Path, machine: FakeMachine) -> Iterator[Activating]:
-    found = Activating(folder_of_bus, machine, f"sleep {_SLOW_SECONDS}")
+def slow(folder: Path, machine: FakeMachine) -> Iterator[Activating]:
+    found = Activating(folder / "activating", machine, f"sleep {_SLOW_SECONDS}")
     yield found
     found.stop()
 
@@ -80,9 +73,9 @@ def test_a_service_that_is_slow_to_start_is_waited_for(slow: Activating, machine
     assert (machine.root / "sys/kernel/kexec_crash_loaded").read_text() == "1\n"
 
 
-def test_a_service_that_never_starts_is_a_sentence(folder_of_bus: Path, machine: FakeMachine) -> None:
-    broken = Activating(folder_of_bus, machine, "true")
-    (folder_of_bus / "starter").write_text("#!/bin/sh\nexit 1\n")
+def test_a_service_that_never_starts_is_a_sentence(folder: Path, machine: FakeMachine) -> None:
+    broken = Activating(folder / "activating", machine, "true")
+    (broken.folder / "starter").write_text("#!/bin/sh\nexit 1\n")
     done = broken.ctl("reload")
     broken.stop()
     assert done.returncode == 1
