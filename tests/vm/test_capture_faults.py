@@ -23,14 +23,7 @@ CONFIG = f"path /crash\ndeadline_total {DEADLINE_S}\ndeadline_stall 30\n"
 
 def script(text: str) -> Callable[[Path], None]:
     """Puts a program into pre.d of the machine."""
-
-    def prepare(root: Path) -> None:
-        path = root / "etc/kdump/pre.d/fault"
-        path.parent.mkdir(parents=True)
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-
-    return prepare
+    return tiny.programs({"pre.d/fault": text})
 
 
 # Signals to the collector, one after the other, each to another process and once it has begun with a target.
@@ -104,15 +97,8 @@ def test_killed_then_frozen_then_the_next_target(scratch: Path) -> None:
 def test_a_hang_on_the_only_target_ends_in_a_shell_that_nobody_uses(scratch: Path) -> None:
     disks = Disks(scratch, 128)
     config = disks.config + "failure_action shell\nshell_timeout 5\n"
-    fault = script(SIGNALS.format(signals="STOP"))
-
-    def prepare(root: Path) -> None:
-        fault(root)
-        path = root / "etc/kdump/emergency.d/tell"
-        path.parent.mkdir()
-        path.write_text('#!/bin/sh\necho "emergency $1 $KDUMP_RESULT: $KDUMP_REASON"\n')
-        path.chmod(0o755)
-
+    tell = 'echo "emergency $1 $KDUMP_RESULT: $KDUMP_REASON"'
+    prepare = tiny.programs({"pre.d/fault": SIGNALS.format(signals="STOP"), "emergency.d/tell": tell})
     outcome = tiny.crash(config, scratch, disks=disks.disks, prepare=prepare)
     _in_time(outcome)
     assert "emergency 137 failed: the collector was silent for 30 s" in outcome.capture

@@ -12,7 +12,7 @@ import pytest
 from lab import circle, image, nfsd
 from lab.aptroot import run
 from lab.qemu import Machine
-from lab.sshd import HOST, Sshd, public, running
+from lab.sshd import CARD, HOST, Sshd, public, running
 
 KEXEC = "/opt/lab/kexec"
 LOADED = "/sys/kernel/kexec_crash_loaded"
@@ -20,7 +20,6 @@ LOADED = "/sys/kernel/kexec_crash_loaded"
 GRUB = ("grub-common", "grub2-common")
 SSH = ("python3-paramiko", "python3-cryptography", "python3-bcrypt", "python3-nacl", "python3-cffi-backend",
        "python3-six", "libsodium23")  # fmt: skip
-CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
 # The cards by their hardware addresses, whatever udevd calls them: QEMU's own network, and the cable to the NFS server.
 NETWORK = """
 modprobe virtio_net
@@ -124,12 +123,9 @@ def _servers_were_tried(guest: Machine, sshd: Sshd, out: Path) -> None:
 
 def _trial(guest: Machine) -> list[dict[str, Any]]:
     """The report, once there is one: a tick of the service begins the trial, which comes each half minute."""
-    deadline = time.monotonic() + 90
-    while (report := guest.run(["cat", "/run/kdumpd/targets.json"])).rc != 0:
-        said = guest.run(["journalctl", "-b", "-n", "40", "--no-pager"]).out
-        assert time.monotonic() < deadline, f"no report on the targets:\n{said}"
-        time.sleep(1)
-    found: list[dict[str, Any]] = json.loads(report.out)["targets"]
+    report = "/run/kdumpd/targets.json"
+    circle.wait_for(guest, f"test -e {report}", "a report on the targets", 90)
+    found: list[dict[str, Any]] = json.loads(guest.run(["cat", report]).ok())["targets"]
     return found
 
 
@@ -250,20 +246,15 @@ def test_the_disk_is_full(made: image.Image, scratch: Path) -> None:
 
 def _copied(guest: Machine, folder: str, marker: str) -> None:
     """The dump of a raw device is whole in `folder`, private, and the device is empty."""
-    deadline = time.monotonic() + 300
-    while guest.run(["test", "-e", f"{folder}/manifest.json"]).rc != 0:
-        assert time.monotonic() < deadline, guest.run(["journalctl", "-u", "kdumpd-recover", "-u", "kdumpd"]).out
-        time.sleep(1)
+    unit = "systemctl show --value kdumpd-recover"
+    ended = f'[ "$({unit} -p Result) $({unit} -p ActiveState)" = "success inactive" ]'
+    circle.wait_for(guest, f"test -e {folder}/manifest.json && {ended}", "the copy", 300)
     assert marker in guest.run(["cat", f"{folder}/vmcore-dmesg.txt"]).ok()
     guest.run(["umount", "/mnt/small"]).ok()
     (crash,) = json.loads(guest.run(["kdumpctl", "list", "--json"]).ok())
     assert (crash["name"], crash["result"]) == (Path(folder).name, "complete")
     guest.run(["kdumpctl", "verify"], timeout=120).ok()
     assert guest.run(["stat", "-c", "%a", folder, f"{folder}/vmcore"]).ok().split() == ["700", "600"]
-    unit = ["systemctl", "show", "-p", "Result", "-p", "ActiveState", "--value", "kdumpd-recover"]
-    while set(guest.run(unit).ok().split()) != {"success", "inactive"}:
-        assert time.monotonic() < deadline, guest.run(["systemctl", "status", "kdumpd-recover"]).out
-        time.sleep(1)
     table = "from kdumpd.crashes.recover import waiting; from pathlib import Path; print(waiting(Path('/dev/nvme2n1')))"
     assert guest.run(["python3", "-c", table]).ok().strip() == "()"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,25 +11,12 @@ from lab import image, proof, tiny, tools, vmcore
 from lab.aptroot import run
 
 
-def programs(texts: Mapping[str, str]) -> Callable[[Path], None]:
-    """Puts programs in sh into /etc/kdump of the machine."""
-
-    def prepare(root: Path) -> None:
-        for name, text in texts.items():
-            path = root / "etc/kdump" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"#!/bin/sh\n{text}\n")
-            path.chmod(0o755)
-
-    return prepare
-
-
 def test_ext4_by_uuid(scratch: Path) -> None:
     """With programs of the administrator's before and after, which learn what became of it."""
     disk = scratch / "dumps.raw"
     uuid = tiny.ext4(disk)
     tell = 'echo "$0 $# $1 $KDUMP_STATUS $KDUMP_RESULT $KDUMP_PATH $KDUMP_TARGET.$KDUMP_REASON"'
-    prepare = programs({
+    prepare = tiny.programs({
         "before": tell, "pre.d/first": tell, "emergency.d/never": tell,
         "post.d/last": f'{tell} >"$KDUMP_DIR/../../seen"', "after": f'{tell} >>"$KDUMP_DIR/../../seen"',
     })  # fmt: skip

@@ -14,9 +14,8 @@ import pytest
 from lab import image, listing, nfsd, proof, tiny
 from lab.aptroot import AptRoot, run
 from lab.qemu import Machine
-from lab.sshd import HOST, WAY, Sshd, public, running
+from lab.sshd import CARD, HOST, WAY, Sshd, public, running
 
-_CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
 # Both the cable to the NFS server and QEMU's network; which card comes first is the order on the command line.
 _BOTH = nfsd.SETUP + WAY.replace("eth0", "eth1")
 _WRITING = r"\d/7 writing what is needed first +\d+ %"
@@ -90,7 +89,7 @@ def test_ssh(scratch: Path) -> None:
             scratch,
             setup=WAY.replace("10.0.2.15", "10.0.2.77"),
             modules=["virtio_net"],
-            words=_CARD,
+            words=CARD,
             prepare=prepare,
             crashkernel="192M",
         )
@@ -125,7 +124,7 @@ def test_nfs(scratch: Path) -> None:
         server.order("all_versions")
         fourth = tiny.crash(
             f"ssh root@{HOST}:{sshd.port}\n" + exports["small"] + exports["four"] + config, scratch, setup=_BOTH,
-            modules=nfsd.MODULES, words=(*server.words, *_CARD), prepare=trust(sshd, pinned=other), name="v4",
+            modules=nfsd.MODULES, words=(*server.words, *CARD), prepare=trust(sshd, pinned=other), name="v4",
         )  # fmt: skip
     roots = {name: scratch / name for name in sizes}
     folders = {name: listing.take(server.disks[name], "/crash", root) for name, root in roots.items()}
@@ -186,7 +185,7 @@ def test_servers_and_links_that_fail(scratch: Path) -> None:
         outcome = tiny.crash(
             f"{''.join(lines)}ext4 UUID={uuid}\npath {out}\n{deadlines}", scratch,
             disks=[tiny.Disk(path=scratch / "disk.raw")], setup=_BOTH, modules=nfsd.MODULES,
-            words=(*server.words, *_CARD), prepare=trust(first, second, third), before=before, during=during,
+            words=(*server.words, *CARD), prepare=trust(first, second, third), before=before, during=during,
             timeout=_DEADLINE_S + _SPARE_S,
         )  # fmt: skip
     in_time(outcome)

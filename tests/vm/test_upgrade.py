@@ -27,14 +27,6 @@ def _crash(guest: Machine) -> None:
     circle.wait_captured(guest, after)
 
 
-def _wait(guest: Machine, shell: str, what: str, timeout: float = 180) -> None:
-    deadline = time.monotonic() + timeout
-    while guest.run(["/bin/sh", "-c", shell]).rc != 0:
-        journal = guest.run(["journalctl", "-u", "kdumpd", "-n", "30", "--no-pager"]).out
-        assert time.monotonic() < deadline, f"waited in vain for {what}:\n{journal}"
-        time.sleep(1)
-
-
 def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
     old, new = made.release("6.1"), made.release("6.12")
     package = image.kernel_package(new)
@@ -50,7 +42,8 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
         apt = [*QUIET, "INITRD=No", "apt-get", "install", "-y", "-qq", f"/mnt/{package.name}"]
         guest.run(apt, timeout=300).ok()
         after_install = _boot_files(guest)
-        _wait(guest, f"test -e {IMAGES}/{new}/image.json && ! ls {IMAGES}/pending/* 2>&-", "an image built ahead")
+        built = f"test -e {IMAGES}/{new}/image.json && ! ls {IMAGES}/pending/* 2>&-"
+        circle.wait_for(guest, built, "an image built ahead")
         circle.wait_journal(guest, "ahead of its first boot")
         # What dpkg's trigger asked for at the end of its run.
         circle.wait_journal(guest, "Reloaded kdumpd.service")
@@ -80,7 +73,7 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
 
         before = _boot_files(guest)
         _without(guest, old)
-        _wait(guest, f"! test -e {IMAGES}/{old}", "the removal of the old kernel's image", 60)
+        circle.wait_for(guest, f"! test -e {IMAGES}/{old}", "the removal of the old kernel's image", 60)
         assert _boot_files(guest) == {path: digest for path, digest in before.items() if old not in path}
         assert circle.status(guest)["armed"] is True
         assert len(circle.crashes(guest)) == 1
@@ -92,7 +85,7 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
 
 def _told_once(guest: Machine, release: str) -> None:
     """After the crash: one journal entry with its fields, and the administrator's program was called."""
-    _wait(guest, "test -s /root/noted", "the program in on-crash.d", 60)
+    circle.wait_for(guest, "test -s /root/noted", "the program in on-crash.d", 60)
     noted = dict(line.split("=", 1) for line in guest.run(["cat", "/root/noted"]).ok().splitlines())
     assert (noted["KDUMPD_RESULT"], noted["KDUMPD_KERNEL"]) == ("complete", release)
     guest.run(["test", "-s", noted["KDUMPD_VMCORE"]]).ok()
@@ -125,7 +118,7 @@ def _without_its_modules(guest: Machine, release: str) -> None:
 
 def _nobody_is_refused(guest: Machine) -> None:
     """Who is not root may look, and do nothing."""
-    call = ["busctl", "call", "org.kdumpd.Kdump1", "/org/kdumpd/Kdump1", "org.kdumpd.Kdump1.Manager"]
+    call = ["busctl", "call", *circle.MANAGER]
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     for method in ("Load", "Unload", "Reload", "Rebuild", "KernelsChanged"):
         done = guest.run([*nobody, *call, method])

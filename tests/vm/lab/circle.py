@@ -24,6 +24,7 @@ CAPTURE_TIMEOUT_S = 300.0
 BACK_TIMEOUT_S = 240.0
 CRASH_DIR = "/var/crash"
 CRASHKERNEL = "crashkernel=256M"
+MANAGER = ("org.kdumpd.Kdump1", "/org/kdumpd/Kdump1", "org.kdumpd.Kdump1.Manager")  # for busctl(1)
 CAPTURE_UP = r"\[kdumpd\] capture kernel is up"
 
 
@@ -126,15 +127,17 @@ def _wait_status(guest: Machine, good: Any, timeout: float) -> Done:
 
 def _on_the_bus(guest: Machine) -> str:
     """What the service says in short; nothing when it is not there."""
-    words = [
-        "busctl",
-        "--auto-start=no",
-        "get-property",
-        "org.kdumpd.Kdump1",
-        "/org/kdumpd/Kdump1",
-        "org.kdumpd.Kdump1.Manager",
-    ]
-    return guest.run([*words, "State", "Reasons"]).out
+    return guest.run(["busctl", "--auto-start=no", "get-property", *MANAGER, "State", "Reasons"]).out
+
+
+def wait_for(guest: Machine, shell: str, what: str, timeout: float = 180) -> None:
+    """Waits until a command of sh succeeds in the guest."""
+    deadline = time.monotonic() + timeout
+    while guest.run(["/bin/sh", "-c", shell]).rc != 0:
+        if time.monotonic() > deadline:
+            journal = guest.run(["journalctl", "-b", "-n", "40", "--no-pager"]).out
+            raise AssertionError(f"waited in vain for {what}:\n{journal}")
+        time.sleep(1)
 
 
 def flat(text: str) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 NAME = "dumps.test"
 HOST = "10.0.2.2"  # this host, as a guest sees it through QEMU's own network
+# The card of such a guest, as words for QEMU.
+CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,id=card0,mac=52:54:00:6b:64:10")
 # What a guest's first system does to reach it.
 WAY = f"""
 await /sys/class/net/eth0

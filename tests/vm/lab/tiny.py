@@ -37,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import chroot, cpio, image, stock, whole
@@ -122,6 +122,19 @@ def take_ext4(disk: Path, inside: str, wanted: Path, *, offset: int = 0) -> Path
     where = f"{disk}?offset={offset}" if offset else str(disk)
     run(["debugfs", "-R", f'rdump "{inside}" "{wanted}"', where], timeout=120)
     return only_crash(wanted / Path(inside).name)
+
+
+def programs(texts: Mapping[str, str]) -> Callable[[Path], None]:
+    """For `prepare` of `crash`: puts programs in sh, by their names, into /etc/kdump of the machine."""
+
+    def prepare(root: Path) -> None:
+        for name, text in texts.items():
+            path = root / "etc/kdump" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+
+    return prepare
 
 
 def only_crash(folder: Path) -> Path:
