@@ -105,17 +105,21 @@ def test_ssh(scratch: Path) -> None:
 @pytest.mark.xdist_group("nfs")
 def test_nfs(scratch: Path) -> None:
     """Version 3 from a server that has no other, after an export whose files are lost (ESTALE). Then
-    version 4, after an SSH server with another host key and an export that is too small (ENOSPC at fsync). The address
-    for version 3 came by DHCP, and nobody answers any more."""
+    version 4, after an SSH server with another host key, an export that is too small (ENOSPC at fsync) and one with a
+    quota (EDQUOT). The address for version 3 came by DHCP, and nobody answers any more."""
 
     def during(guest: Machine) -> None:
         guest.console.wait_for(_WRITING, 120)
         server.order("lose lost")
 
-    sizes = {"three": 128, "lost": 128, "small": 8, "four": 128}
+    sizes = {"three": 128, "lost": 128, "small": 8, "quota": 128, "four": 128}
     exports = {name: f"nfs {nfsd.ADDRESS}:/srv/{name}\n" for name in sizes}
     config = f"path /crash\ndeadline_total {_DEADLINE_S}\n"
-    with nfsd.running(scratch, sizes) as server, running(scratch / "a") as sshd, running(scratch / "b") as other:
+    with (
+        nfsd.running(scratch, sizes, quotas_mib={"quota": 8}) as server,
+        running(scratch / "a") as sshd,
+        running(scratch / "b") as other,
+    ):
         server.order("only_v3")
         third = tiny.crash(
             exports["lost"] + exports["three"] + config, scratch, setup=nfsd.SETUP, modules=nfsd.MODULES,
@@ -123,22 +127,24 @@ def test_nfs(scratch: Path) -> None:
         )  # fmt: skip
         server.order("all_versions")
         fourth = tiny.crash(
-            f"ssh root@{HOST}:{sshd.port}\n" + exports["small"] + exports["four"] + config, scratch, setup=_BOTH,
-            modules=nfsd.MODULES, words=(*server.words, *CARD), prepare=trust(sshd, pinned=other), name="v4",
+            f"ssh root@{HOST}:{sshd.port}\n" + exports["small"] + exports["quota"] + exports["four"] + config, scratch,
+            setup=_BOTH, modules=nfsd.MODULES, words=(*server.words, *CARD), prepare=trust(sshd, pinned=other),
+            name="v4",
         )  # fmt: skip
     roots = {name: scratch / name for name in sizes}
     folders = {name: listing.take(server.disks[name], "/crash", root) for name, root in roots.items()}
     for name, outcome, reasons in (
         ("three", third, ["Stale file handle"]),
-        ("four", fourth, ["host key", "No space left on device"]),
+        ("four", fourth, ["host key", "No space left on device", "Disk quota exceeded"]),
     ):
         in_time(outcome)
         shown(tiny.complete_crash(folders[name]), outcome)
         said = " ".join(outcome.capture.split())
         assert all(reason in said for reason in reasons), said[-3000:]
-    results = {name: [crash["result"] for crash in listing.listed(roots[name])] for name in ("small", "lost")}
-    assert results["small"][-1] == "incomplete"  # the log may have come before, while SSH did not answer
-    assert "complete" not in results["small"] + results["lost"]
+    results = {name: [crash["result"] for crash in listing.listed(roots[name])] for name in ("small", "quota", "lost")}
+    for name in ("small", "quota"):
+        assert results[name][-1] == "incomplete"  # the log may have come before, while SSH did not answer
+    assert not any("complete" in found for found in results.values())
 
 
 @pytest.mark.xdist_group("nfs")

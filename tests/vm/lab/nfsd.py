@@ -24,7 +24,9 @@ await /sys/class/net/eth0
 ip link set eth0 up
 ip address add {CLIENT}/24 dev eth0
 """
-_TOOLS = ("/usr/sbin/exportfs", "/usr/sbin/rpc.mountd", "/usr/sbin/rpc.nfsd", "/usr/sbin/rpcbind")
+_TOOLS = ("/usr/sbin/exportfs", "/usr/sbin/rpc.mountd", "/usr/sbin/rpc.nfsd", "/usr/sbin/rpcbind", "/usr/sbin/setquota")
+# Who the clients of an export with a quota are on the server: root has none.
+_SQUASHED = 1000
 _NETCONFIG = """udp tpi_clts v inet udp - -
 tcp tpi_cots_ord v inet tcp - -
 local tpi_cots_ord - loopback - - -
@@ -44,11 +46,17 @@ printf 'root:x:0:0:::\\n_rpc:x:1:1:::\\n' >/etc/passwd
 printf 'sunrpc 111/tcp portmapper\\nsunrpc 111/udp portmapper\\nnfs 2049/tcp\\n' >/etc/services
 touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 n=0
-for export in $exports; do
+for share in $shares; do
+    export=${{share%:*}} quota=${{share#*:}} options=rw squash=no_root_squash
     mkdir "/srv/$export"
-    mount -t ext4 "$(disk "disk$n")" "/srv/$export" || fail "no disk for $export"
+    if [ "$quota" -gt 0 ]; then options=usrquota squash=all_squash,anonuid={_SQUASHED},anongid={_SQUASHED}; fi
+    mount -t ext4 -o "$options" "$(disk "disk$n")" "/srv/$export" || fail "no disk for $export"
+    if [ "$quota" -gt 0 ]; then
+        chown {_SQUASHED}:{_SQUASHED} "/srv/$export"
+        setquota -u {_SQUASHED} 0 "$quota" 0 0 "/srv/$export" || fail "setquota: $?"
+    fi
     n=$((n + 1))
-    echo "/srv/$export *(rw,insecure,no_root_squash,no_subtree_check,sync,fsid=$n)" >>/etc/exports
+    echo "/srv/$export *(rw,insecure,$squash,no_subtree_check,sync,fsid=$n)" >>/etc/exports
 done
 rpcbind || fail "rpcbind: $?"
 mount -t nfsd nfsd /proc/fs/nfsd
@@ -98,23 +106,32 @@ class NfsServer:
 
 @contextlib.contextmanager
 def running(
-    scratch: Path, sizes_mib: Mapping[str, int], *, setup: str = "", modules: Sequence[str] = (), name: str = "nfsd"
+    scratch: Path,
+    sizes_mib: Mapping[str, int],
+    *,
+    quotas_mib: Mapping[str, int] | None = None,
+    setup: str = "",
+    modules: Sequence[str] = (),
+    name: str = "nfsd",
 ) -> Iterator[NfsServer]:
-    """A server with an export, /srv/NAME, for each of `sizes_mib`; its disks are whole at the end of the block. `setup`
-    (sh) comes before it serves."""
+    """A server with an export, /srv/NAME, for each of `sizes_mib`; its disks are whole at the end of the block. On one
+    in `quotas_mib` clients may fill no more than that. `setup` (sh) comes before it serves."""
+    quotas = quotas_mib or {}
     disks = {export: scratch / f"{name}-{export}.raw" for export in sizes_mib}
     for export, path in disks.items():
-        tiny.ext4(path, mib=sizes_mib[export], label=export)
+        options = ["-O", "quota", "-E", "quotatype=usrquota"] if export in quotas else []
+        tiny.ext4(path, mib=sizes_mib[export], label=export, options=options)
     cable = Path(tempfile.mkdtemp(prefix="kdumpd-net-"))  # short, as paths of sockets have to be
     try:
         exports = f"exports='{' '.join(disks)}'\n"
+        exports += f"shares='{' '.join(f'{export}:{quotas.get(export, 0) << 10}' for export in disks)}'\n"
         with tiny.serving(
             _ORDERS,
             scratch,
             disks=[tiny.Disk(path=path) for path in disks.values()],
             setup=exports + _NETWORK + setup + _SETUP,
             tools=_TOOLS,
-            modules=["virtio_net", "ext4", "nfsd", *modules],
+            modules=["virtio_net", "ext4", "nfsd", *(["quota_v2"] if quotas else []), *modules],
             words=_cable(cable / "server", cable / "client", 1),
             name=name,
         ) as serving:
