@@ -8,6 +8,7 @@ with what a build needs, configured, kept in the cache and never written to afte
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -49,6 +50,7 @@ exec chroot . "$@"
 """
 
 
+@functools.cache
 def debian(suite: str) -> Path:
     """The folder of another Debian, from the cache or fresh (about a minute)."""
     apt = AptRoot(suite)

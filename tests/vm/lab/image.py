@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -82,6 +83,7 @@ class Image:
         return self.root / "boot" / f"initrd.img-{self.release(series)}"
 
 
+@functools.cache
 def base(suite: str = SUITE) -> Image:
     """Debian with systemd, two kernels and all that kdumpd depends on."""
     apt = AptRoot(suite)

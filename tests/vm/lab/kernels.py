@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import lzma
@@ -49,6 +50,7 @@ class Unpacked:
     modules: tuple[Path, ...]
 
 
+@functools.cache
 def unpacked(kernel: Kernel) -> Unpacked:
     """The newest kernel of that package, from the cache or fresh."""
     apt = AptRoot(kernel.suite, kernel.architecture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import inspect
 import re
@@ -36,6 +37,7 @@ class WholeKernel:
         return self.root / "lib/modules" / self.release
 
 
+@functools.cache
 def whole(name: str) -> WholeKernel:
     """Debian 12's cloud kernels by their series ("6.1", "6.12"), "generic", or one of kernels.KERNELS ("7")."""
     if name in ("6.1", "6.12"):
