@@ -144,6 +144,15 @@ def test_derived_lines_are_stable() -> None:
     assert capture_cmdline(once, "x86_64", boot_apicid=0) == once
 
 
+def test_initcalls_that_are_left_out_already_stay_so() -> None:
+    ours = "initcall_blacklist=tracer_init_tracefs"
+    theirs = "initcall_blacklist=sysfb_init"
+    words = capture_cmdline(theirs, "x86_64", wishes=Wishes(append="initcall_blacklist=foo")).split()
+    assert {ours, theirs, "initcall_blacklist=foo"} <= set(words)
+    assert "tracer" not in capture_cmdline("", "aarch64", wishes=Wishes(remove=("initcall_blacklist",)))
+    assert ours in capture_cmdline("", "s390x")
+
+
 def test_boot_processor_is_the_one_called_zero() -> None:
     text = "processor\t: 1\napicid\t\t: 5\n\nprocessor\t: 0\ninitial apicid\t: 9\napicid\t\t: 2\n"
     assert parse_boot_apicid(text) == 2

@@ -40,7 +40,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from . import chroot, cpio, image, stock, whole
+from . import chroot, cpio, image, stock, told, whole
 from .aptroot import LabError, run
 from .qemu import Machine
 
@@ -48,8 +48,7 @@ TOP = Path(__file__).resolve().parents[3]
 FIRST = Path(__file__).parent / "first"
 MEMORY_MIB = 640
 CRASHKERNEL = "224M"
-# What decides about memory as the service has it: without rootfstype half of it is all that an image may take.
-CAPTURE = "console=ttyS0 nr_cpus=1 reset_devices panic=10 loglevel=5 rootfstype=ramfs"
+_RUNNING = "console=ttyS0 panic=30"
 BOOT_TIMEOUT_S = 120.0
 CAPTURE_TIMEOUT_S = 240.0
 _EXCHANGE_MIB = 256
@@ -166,7 +165,7 @@ def crash(
     modules: Sequence[str] = (),
     words: Sequence[str] = (),
     append: str = "",
-    capture: str = CAPTURE,
+    capture: str = "",
     crashkernel: str = CRASHKERNEL,
     memory_mib: int = MEMORY_MIB,
     edit: Callable[[Path], None] | None = None,
@@ -180,15 +179,16 @@ def crash(
     """Boots, builds the image for `config`, loads it, crashes and waits until the machine is off.
 
     `kernel` is a name of whole.whole, `suite` the Debian that the image is built in. `append` goes on the first
-    kernel's command line, `capture` is the capture kernel's. `prepare` may change the folder with the guest's facts
-    before the image is built (`edit`: after); `before` gets the machine before it loads and crashes. Raises
-    AssertionError with the console's last lines when the guest does not get that far, LabError with the builder's
-    sentence when no image can be built. The console is kept in `scratch`/`name`.log.
+    kernel's command line, `capture` on the capture kernel's, which else is the service's own (`told`). `prepare` may
+    change the folder with the guest's facts before the image is built (`edit`: after); `before` gets the machine before
+    it loads and crashes. Raises AssertionError with the console's last lines when the guest does not get that far,
+    LabError with the builder's sentence when no image can be built. The console is kept in `scratch`/`name`.log.
     """
     started = time.monotonic()
     kernel_files = whole.whole(kernel)
     marker = f"kdumpd-marker-{os.urandom(8).hex()}"
-    texts = {"setup": setup, "faults": faults, "marker": f"{marker}\n", "capture": capture}
+    said = told.capture_words(f"{_RUNNING} {append}", capture)
+    texts = {"setup": setup, "faults": faults, "marker": f"{marker}\n", "capture": said}
     with tempfile.TemporaryDirectory(prefix="kdumpd-tiny-", dir=scratch) as folder:
         there = Path(folder)
         with _machine(
@@ -412,7 +412,7 @@ def _machine(
         kernel=kernel_files.image,
         initrd=initramfs,
         disks=[],
-        append=f"console=ttyS0 panic=30 {append}",
+        append=f"{_RUNNING} {append}",
         memory_mib=memory_mib,
         cpus=1,
         log=log,
