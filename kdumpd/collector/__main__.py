@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kdumpd.collector.lean import without_unused_parts
+from kdumpd.collector.progress import available_memory
+from kdumpd.collector.scarce import spare_memory
 from kdumpd.errors import KdumpError, os_reason
 
 _INTERRUPTED = 130
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _whole_process() -> NoReturn:
     without_unused_parts()
+    spare_memory(available_memory())
     status = main(sys.argv[1:])
     # Who closed an output (`>&-`) wants nothing of it.
     for stream in (sys.stdout, sys.stderr):

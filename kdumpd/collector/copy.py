@@ -15,7 +15,7 @@ from typing import Self
 from kdumpd.collector.order import Pfns, batches
 from kdumpd.collector.progress import available_memory
 from kdumpd.collector.workers import AT_A_TIME, Done, Workers
-from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
 from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.memory import CrashedMemory
 
@@ -23,6 +23,7 @@ from kdumpd.vmcore.memory import CrashedMemory
 # each in a slot, and in each process that packs. Whole groups of packing.GROUP, so that what a page becomes does not
 # depend on the number of workers.
 _PAGES_ALONE = 512
+_PAGES_SCARCE = 128
 _PAGES_EACH = 256
 MAX_WORKERS = 16  # more would wait for the one that writes
 _WORKER_BYTES = 6 << 20  # measured: its slots and what it does not share
@@ -40,10 +41,14 @@ class Copied:
     workers_lost: int = 0
 
 
-def _affordable() -> int:
-    """How many workers there is memory for."""
+def _affordable() -> tuple[int, int]:
+    """How many workers there is memory for, and how many pages in a batch without any: read and packed, they lie in
+    memory twice."""
     available = available_memory()
-    return MAX_WORKERS if available is None else available // _SHARE // _WORKER_BYTES
+    if available is None:
+        return MAX_WORKERS, _PAGES_ALONE
+    share = available // _SHARE
+    return share // _WORKER_BYTES, _PAGES_ALONE if share >= 2 * _PAGES_ALONE * BLOCK_SIZE else _PAGES_SCARCE
 
 
 class Copier:
@@ -63,12 +68,13 @@ class Copier:
         self._writer = writer
         self._step = step
         self._copied = copied
-        count = min(threads, MAX_WORKERS, _affordable()) if codec is not Codec.RAW else 0
+        workers, pages = _affordable()
+        count = min(threads, MAX_WORKERS, workers) if codec is not Codec.RAW else 0
         if count > 1:
             # One waits to be written while all workers have what they can have.
             self._pages, slots = _PAGES_EACH, AT_A_TIME * count + 1
         else:
-            self._pages, slots, count = _PAGES_ALONE, 1, 0
+            self._pages, slots, count = pages, 1, 0
         self._workers = Workers(count, core, codec, self._pages, slots)
 
     def __enter__(self) -> Self:

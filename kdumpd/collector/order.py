@@ -50,7 +50,9 @@ class Waiting:
 
 
 def _pfns(bits: Bytes, at: int) -> Pfns:
-    return np.flatnonzero(np.unpackbits(bits, bitorder="little")).astype(np.int64) + at * 8
+    found = np.flatnonzero(np.unpackbits(bits, bitorder="little")).astype(np.int64, copy=False)
+    found += at * 8
+    return found
 
 
 def batches(pieces: Iterable[Pfns], size: int) -> Iterator[Pfns]:
