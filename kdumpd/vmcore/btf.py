@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import functools
 import struct
+from collections.abc import Collection
 
 import numpy as np
 
@@ -55,8 +56,10 @@ def blob_size(head: bytes) -> int:
 class Btf:
     """The types of one kernel. Answers None for what it does not know; raises VmcoreError only when made."""
 
-    def __init__(self, blob: bytes | memoryview) -> None:
-        """`blob` is all of the section .BTF, or what /sys/kernel/btf/vmlinux holds."""
+    def __init__(self, blob: bytes | memoryview, structs: Collection[str] | None = None) -> None:
+        """`blob` is all of the section .BTF, or what /sys/kernel/btf/vmlinux holds. Only `structs` (and unions) can be
+        asked for by name, if they are given: of 10,000 names in a dictionary 3 MB of memory stay in pieces."""
+        self._wanted = None if structs is None else {name.encode() for name in structs}
         size = blob_size(bytes(blob[: _HEADER.size]))
         if size > len(blob):
             raise VmcoreError(f"the type information (BTF) ends after {len(blob)} of {size} bytes")
@@ -65,7 +68,10 @@ class Btf:
             raise VmcoreError("the type information (BTF) is not aligned")
         types = memoryview(blob)[header + type_at :][: type_size & ~3]
         self._words = np.frombuffer(types, dtype="<u4")
-        self._strings = bytes(memoryview(blob)[header + string_at :][:string_size])
+        # Not cut out of the blob: a copy would take 2 MB, where this is what most memory is needed for at a time.
+        self._blob = bytes(blob)
+        self._strings_at = header + string_at
+        self._strings_end = self._strings_at + string_size
         self._starts = _starts(self._words)
 
     # Types by name
@@ -96,9 +102,10 @@ class Btf:
 
     def enumerator(self, name: str) -> int | None:
         """The value of an enumerator, in whichever enum it is; None when there are several with different values."""
-        at = self._strings.find(b"\0" + name.encode() + b"\0")
+        at = self._blob.find(b"\0" + name.encode() + b"\0", self._strings_at, self._strings_end)
         if at < 0:
             return None
+        at -= self._strings_at
         names, places, wide = self._enumerators
         values: set[int] = set()
         for index in ints(np.flatnonzero(names == at + 1)):
@@ -137,10 +144,14 @@ class Btf:
         wanted = ((kinds == _STRUCT) | (kinds == _UNION)) & (info & 0xFFFFFF != 0)
         starts = self._starts[wanted]
         found: dict[bytes, int] = {}
-        strings = self._strings
         for name, start in zip(ints(self._words[starts]), ints(starts), strict=True):
-            if name:
-                found.setdefault(strings[name : strings.find(b"\0", name)], start)
+            begin = self._strings_at + name
+            end = self._blob.find(b"\0", begin, self._strings_end)
+            if not name or end < 0:
+                continue
+            text = self._blob[begin:end]
+            if self._wanted is None or text in self._wanted:
+                found.setdefault(text, start)
         return found
 
     def _compound(self, name: str) -> int | None:
@@ -180,7 +191,7 @@ class Btf:
         for name_off, type_id, offset in members.tolist():
             if name_off == 0:
                 unnamed.append((type_id, offset & bits))
-            elif self._strings.startswith(ending, name_off):
+            elif self._blob.startswith(ending, self._strings_at + name_off, self._strings_end):
                 return (offset & bits) // 8, type_id
         if len(seen) <= _MAX_UNNAMED:
             for type_id, offset in unnamed:
@@ -191,7 +202,7 @@ class Btf:
         return None
 
 
-def _starts(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+def _starts(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Where each type begins, in words; the types after one of an unknown kind cannot be found.
 
     How long a type would be is computed for every word at once; only the way from one to the next is a loop.
@@ -206,7 +217,7 @@ def _starts(words: NDArray[np.uint32]) -> NDArray[np.int64]:
         while at < until:
             following = at + sizes[at - first]
             if following <= at or following > end + 3:
-                return np.frombuffer(found, dtype=np.uint32).astype(np.int64)
+                return np.frombuffer(found, dtype=np.uint32)
             found.append(at)
             at = following
-    return np.frombuffer(found, dtype=np.uint32).astype(np.int64)
+    return np.frombuffer(found, dtype=np.uint32)

@@ -139,7 +139,7 @@ def facts_of_memory(memory: Memory, info: Vmcoreinfo) -> KernelFacts:
     return gather(
         release=info.release or "",
         build_id=info.texts.get("BUILD-ID"),
-        btf=Btf(memory.read(begin, end - begin)),
+        btf=Btf(memory.read(begin, end - begin), {*SIZES, *(path.partition(".")[0] for path in MEMBERS)}),
         symbols=symbols,
         source="the dead kernel's memory",
     )
