@@ -69,7 +69,7 @@ def test_x86_gets_what_the_distributions_add() -> None:
     wanted = (
         "irqpoll nr_cpus=1 reset_devices cgroup_disable=memory mce=off numa=off panic=10 acpi_no_memhotplug "
         "transparent_hugepage=never nokaslr hest_disable cma=0 pcie_ports=compat novmcoredd hugetlb_cma=0 "
-        "kfence.sample_interval=0 rootfstype=ramfs disable_cpu_apicid=3"
+        "kfence.sample_interval=0 rootfstype=ramfs disable_cpu_apicid=3 cgroup.memory=nokmem"
     )
     assert set(wanted.split()) <= set(words)
     assert len(words) == len(set(words))
