@@ -45,13 +45,14 @@ class Tree:
     """Entries by path, with their sources. Adding the same path again with other content is an error.
 
     `notes` are sentences for whoever builds the image. `early` are the files below /usr that are needed before it is
-    mounted, where it comes as a squashfs.
+    mounted, where it comes as a squashfs. `verbatim` are the files that are what their sources are.
     """
 
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     sources: dict[str, Source] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     early: set[str] = dataclasses.field(default_factory=set)
+    verbatim: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, entry: Entry, source: Source | None = None) -> None:
         """Adds an entry and the folders above it."""
@@ -70,7 +71,9 @@ class Tree:
         data, facts = read_source(source)
         executable = os.access(source, os.X_OK) and content is None
         mode = stat.S_IFREG | (0o755 if executable else 0o644)
-        self.add(Entry(path=merged(path), mode=mode, content=data if content is None else content), facts)
+        place = merged(path)
+        self.add(Entry(path=place, mode=mode, content=data if content is None else content), facts)
+        (self.verbatim.add if content is None else self.verbatim.discard)(place)
 
     def add_text(self, path: str, text: str) -> None:
         """Adds a file that was written for this image."""
@@ -82,7 +85,10 @@ class Tree:
 
     def records(self) -> tuple[FileRecord, ...]:
         """The record of every entry, sorted by path."""
-        return tuple(record_of(entry, self.sources.get(path)) for path, entry in sorted(self.entries.items()))
+        return tuple(
+            record_of(entry, self.sources.get(path), verbatim=path in self.verbatim)
+            for path, entry in sorted(self.entries.items())
+        )
 
 
 class Overlay(Tree):
@@ -100,8 +106,12 @@ class Overlay(Tree):
             self.sources[entry.path] = source
 
 
-def record_of(entry: Entry, source: Source | None = None) -> FileRecord:
-    """What a record says of an entry; a device node's content is its number."""
+def record_of(entry: Entry, source: Source | None = None, *, verbatim: bool = False) -> FileRecord:
+    """What a record says of an entry; a device node's content is its number. A `verbatim` one has its source's sum."""
+    if verbatim and source is not None:
+        return FileRecord(
+            path=entry.path, mode=entry.mode, size=len(entry.content), sha256=source.sha256, source=source
+        )
     content = entry.content if not stat.S_ISCHR(entry.mode) else "{}:{}".format(*entry.device).encode()
     digest = hashlib.sha256(content).hexdigest()
     return FileRecord(path=entry.path, mode=entry.mode, size=len(entry.content), sha256=digest, source=source)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PATH = "etc/kdumpd/kernel.json"  # vmcore.kernel_facts.STORED, without importing what needs numpy
 _NT_GNU_BUILD_ID = 3
+_BLOCK_BYTES = 1 << 18
 
 
 def running_kernel_facts(release: str, root: Path = Path("/")) -> KernelFacts | None:
@@ -78,15 +79,23 @@ def _symbols(root: Path) -> dict[str, int]:
     """Addresses of the wanted symbols; none when sysctl kernel.kptr_restrict hides them."""
     from kdumpd.vmcore.analyst.wanted import SYMBOLS
 
-    wanted = frozenset(SYMBOLS)
+    wanted = frozenset(name.encode() for name in SYMBOLS)
     found: dict[str, int] = {}
-    with contextlib.suppress(OSError), (root / "proc/kallsyms").open(encoding="ascii", errors="replace") as lines:
-        for line in lines:
+    with contextlib.suppress(OSError), (root / "proc/kallsyms").open("rb") as lines:
+        while block := lines.readlines(_BLOCK_BYTES):
+            text = b"".join(block)
             # "address type name", and "[module]" behind the names of modules, which come last.
-            words = line.split()
-            if len(words) > 3:
+            end = text.find(b"[")
+            words = (text if end < 0 else text[: text.rfind(b"\n", 0, end) + 1]).split()
+            if len(words) % 3 or {*map(len, words[1::3])} != {1}:
+                # A line of another shape: one at a time, and without it.
+                words = [word for line in block if len(parts := line.split()) == 3 for word in parts]
+            names = words[2::3]
+            if not wanted.isdisjoint(names):
+                for address, name in zip(words[::3], names, strict=False):
+                    if name in wanted:
+                        with contextlib.suppress(ValueError):
+                            found.setdefault(name.decode(), int(address, 16))
+            if end >= 0:
                 break
-            if len(words) == 3 and words[2] in wanted:
-                with contextlib.suppress(ValueError):
-                    found.setdefault(words[2], int(words[0], 16))
     return found if found.get("_stext") else {}

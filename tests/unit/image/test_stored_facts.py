@@ -59,3 +59,17 @@ def test_hidden_addresses_are_left_out(tmp_path: Path) -> None:
     facts = running_kernel_facts(RELEASE, running(tmp_path / "root", base=0))
     assert facts is not None
     assert facts.offsets and not facts.symbols and not facts.absolute
+
+
+def test_a_line_of_another_shape_hides_no_symbol(tmp_path: Path) -> None:
+    root = running(tmp_path / "root")
+    table = root / "proc/kallsyms"
+    lines = table.read_text().splitlines(keepends=True)
+    # Also beyond what is read at a time.
+    many = [f"ffffffff82{at:06x} t name_{at}\n" for at in range(20_000)]
+    table.write_text(
+        "".join([*lines[:2], "ffffffff81000500 t\n", *many, *lines[2:], "ffffffffc0000010 t jiffies\t[module]\n"])
+    )
+    facts = running_kernel_facts(RELEASE, root)
+    assert facts is not None
+    assert (facts.symbols, facts.absolute) == ({"_stext": 0, "init_task": 0x1000}, {"__per_cpu_start": 0})
