@@ -39,6 +39,7 @@ from kdumpd.image import (
     storage,
     tools,
 )
+from kdumpd.image.aside import Aside
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     MANIFEST_PATH,
@@ -95,10 +96,18 @@ def build(
         progress("collecting files", 0.0)
         wanted = _wanted(request, config)
         before = None if anew else reuse.find(request.output, wanted.key, request.kernel)
-        settings = _settings(request, wanted, before)
-        if before is not None and before.has_settings(settings):
-            return before.record
-        base = _new_base(request, wanted, progress, anew=anew) if before is None else before.base
+        if before is None:
+            # The running kernel is looked at while other processes find and compile the collector.
+            aside = Aside(lambda: _settings(request, wanted, None))
+            try:
+                base = _new_base(request, wanted, progress, anew=anew)
+            finally:
+                aside.wait()
+            settings = aside.result()
+        else:
+            base, settings = before.base, _settings(request, wanted, before)
+            if before.has_settings(settings):
+                return before.record
         record, packed = _assemble(request, wanted, base, settings)
         progress("checking", 0.9)
         install.install(request.output, record, packed, stock_checked=base.checked)

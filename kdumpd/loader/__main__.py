@@ -6,34 +6,51 @@ systemd starts it for each connection (kdumpd-load.socket); where there is no sy
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import struct
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdumpd.errors import KdumpError, LoadError
 from kdumpd.host.kexec import FileLoader, KexecLoader
 from kdumpd.host.machine import read_machine
-from kdumpd.loader.older import Loads, older_loader
 from kdumpd.loader.protocol import closing, receive_request, send_answer
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kdumpd.loader.older import Loads
 
 _REQUEST_SECONDS = 30.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves one request; returns the exit status, 0 also when the answer was an error."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # Every import here is time that a machine waits for its capture kernel: systemd gives no word, or one.
+    options = _parse(words) if words else None
+    root = Path("/") if options is None else options.root
+    arch = read_machine(root).arch
+    file_loader = FileLoader(arch, root=root)
+    loader: Loads = file_loader
+    if options is not None and options.tool:
+        from kdumpd.loader.older import older_loader
+
+        loader = older_loader(arch, root=root)
+    return serve(socket.socket(fileno=os.dup(0)), loader, file_loader)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="python3 -m kdumpd.loader", description=__doc__)
     parser.add_argument(
         "--root", type=Path, default=Path("/"), metavar="FOLDER", help="the machine's facts lie below it"
     )
     parser.add_argument("--tool", action="store_true", help="load with kexec_load(2) instead of kexec_file_load(2)")
-    options = parser.parse_args(arguments)
-    arch = read_machine(options.root).arch
-    file_loader = FileLoader(arch, root=options.root)
-    loader: Loads = older_loader(arch, root=options.root) if options.tool else file_loader
-    return serve(socket.socket(fileno=os.dup(0)), loader, file_loader)
+    return parser.parse_args(words)
 
 
 def serve(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> int:

@@ -3,9 +3,9 @@
 
 Each contestant gets a Debian 12 of its own (tests/vm/lab/image.py) with the same kernel, disk, memory and
 crashkernel=. First its image is built in the guest, and built again with nothing changed. Then, in turns, the guest
-boots with that image, loads it, crashes, captures to /var/crash on its root filesystem, and restarts: that is where
-QEMU ends. A dump that is not there afterwards makes the run void. Seconds are of the host's clock, and behind a slash
-of the processors that QEMU used: where the host is busy with other work the latter tell more.
+boots with that image, has the service arm it, loads it, crashes, captures to /var/crash on its root filesystem, and
+restarts: that is where QEMU ends. A dump that is not there afterwards makes the run void. Seconds are of the host's
+clock, and behind a slash of the processors that QEMU used: where the host is busy with other work the latter tell more.
 
 kdump-tools run `makedumpfile -c -d 31`, which is their default; kdumpd its own default, which leaves out the same
 pages and reads the dump back before it calls it complete.
@@ -35,10 +35,11 @@ MEMORY_MIB = 2048
 CRASHKERNEL = "192M"
 _BUILD_TIMEOUT_S = 600.0
 _HEAD = (
-    "| image of | packed MB | built s | built again s | load s | panic to restart s | of which to the collector s "
+    "| image of | packed MB | built s | built again s | service started to armed s | load s | panic to restart s "
+    "| of which to the collector s "
     "| most memory in use MiB | crashes |"
 )
-_TIMES = ("built", "again", "load", "restart", "collector")
+_TIMES = ("built", "again", "arm", "load", "restart", "collector")
 # Tells the console the least memory that was available, each time that it is less than before, and all there is.
 _SAMPLER = """#!/bin/sh
 sample() {
@@ -57,6 +58,7 @@ sample() {
 sample </dev/null >/dev/null 2>&1 &
 """
 _SAMPLED = re.compile(r"lab: (\d+) kB, (\d+) available")
+_LOADED = "/sys/kernel/kexec_crash_loaded"
 _HOOK = "/etc/kdump/pre.d/sampler"
 # The capture kernel of kdump-tools boots the guest's own systemd.
 _DROP_IN = f"[Service]\nExecStartPre={_HOOK}\n"
@@ -224,6 +226,21 @@ def _took(guest: Machine, command: Sequence[str], timeout: float = _BUILD_TIMEOU
     return watch.read()
 
 
+def _arm(guest: Machine, each: Contestant) -> _Taken:
+    """From the start of the service, with an image and nothing loaded, until the kernel says that it is armed."""
+    service = "kdumpd.service" if each.builder else "kdump-tools.service"
+    if each.builder:
+        circle.wait_armed(guest)
+    guest.run(["systemctl", "stop", service], timeout=180).ok()
+    if each.builder:
+        # Stopped, it leaves the machine armed.
+        unload = "from kdumpd.host.kexec import FileLoader; import os; FileLoader(os.uname().machine).unload()"
+        guest.run(["/usr/bin/python3", "-I", "-c", unload]).ok()
+    assert guest.run(["cat", _LOADED]).ok().strip() == "0"
+    wait = f"systemctl start {service}; until read -r loaded <{_LOADED} && [ $loaded = 1 ]; do sleep 0.05; done"
+    return _took(guest, ["sh", "-c", wait], timeout=circle.ARM_TIMEOUT_S)
+
+
 def _crash(each: Contestant, folder: Path, sampled: bool) -> dict[str, float]:
     """Boots, loads, crashes, captures: the seconds, or, `sampled`, how much memory the capture kernel used."""
     facts: dict[str, float] = {}
@@ -235,13 +252,10 @@ def _crash(each: Contestant, folder: Path, sampled: bool) -> dict[str, float]:
             if sampled:
                 _install_sampler(guest)
             tool = "kdumpctl" if each.builder else "kdump-config"
-            if each.builder:
-                circle.wait_armed(guest)
-            else:
-                guest.run(["systemctl", "start", "kdump-tools.service"], timeout=180).ok()
+            arm = _arm(guest, each)
             guest.run([tool, "unload"], timeout=120).ok()
             load = _took(guest, [tool, "load"], timeout=circle.ARM_TIMEOUT_S)
-            assert guest.run(["cat", "/sys/kernel/kexec_crash_loaded"]).ok().strip() == "1"
+            assert guest.run(["cat", _LOADED]).ok().strip() == "1"
             guest.run(["sync"]).ok()
             after = guest.console.mark()
             crashed = _Watch(guest)
@@ -255,7 +269,7 @@ def _crash(each: Contestant, folder: Path, sampled: bool) -> dict[str, float]:
         if sampled:
             facts["used_kib"] = max(int(total) - int(available) for total, available in _SAMPLED.findall(said))
         else:
-            facts |= load.named("load") | collector.named("collector") | restart.named("restart")
+            facts |= arm.named("arm") | load.named("load") | collector.named("collector") | restart.named("restart")
         circle.copy_out(disk, circle.CRASH_DIR, Path(scratch) / "crash")
         dumps = [path for path in (Path(scratch) / "crash").rglob("*") if _is_dump(path, each)]
         assert len(dumps) == 1, f"{each.name} left {len(dumps)} dumps"
@@ -281,7 +295,7 @@ def _table(facts: Sequence[Mapping[str, object]]) -> str:
     lines = [
         head,
         _HEAD,
-        "|---" * 9 + "|",
+        "|---" * 10 + "|",
     ]
     for each in CONTESTANTS:
         own = [fact for fact in facts if fact["contestant"] == each.name]
