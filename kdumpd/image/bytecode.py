@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdumpd.errors import BuildError
+from kdumpd.image.aside import Aside
 from kdumpd.image.origin import Origin
 from kdumpd.image.pyclosure import PythonClosure, run_python
 
 _HERE = Origin()
 _HEADER = 16
+_PURPOSE = "compiling the collector"
 _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
@@ -39,6 +41,13 @@ def compiled(
         text = program.read_text(encoding="utf-8")
     except OSError as error:
         raise BuildError(f"{program} cannot be read: {error.strerror}", hint="install kdumpd again") from error
-    answer = run_python(interpreter, text, [wanted[path] for path in sorted(wanted)], "compiling the collector")
+    jobs = [wanted[path] for path in sorted(wanted)]
+    # Two processes, always the same half each, since the bytes depend on what else a process has seen.
+    half = Aside(lambda: run_python(interpreter, text, jobs[1::2], _PURPOSE))
+    try:
+        answer = run_python(interpreter, text, jobs[::2], _PURPOSE)
+    finally:
+        half.wait()
+    answer |= half.result()
     head = closure.magic + _UNCHECKED_HASH + bytes(_HEADER - 8)
     return {path: head + base64.b64decode(answer[place]) for path, (place, _, _) in wanted.items()}
