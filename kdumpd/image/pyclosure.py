@@ -71,9 +71,9 @@ CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "ta
 
 _SECONDS = 300
 # A line that can begin an import, to the end of its list of names. Not seen: one behind a colon or a semicolon, or one
-# that goes on behind a backslash.
-_IMPORT = re.compile(rb"^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)\b(?:[^\n(]*\([^)]*\)|[^\n]*))", re.MULTILINE)
-_TWO_ON_A_LINE = re.compile(rb"[;:\\][ \t]*(?:from|import)[ \t]|^[ \t]*(?:from|import)\b[^\n]*\\\n", re.MULTILINE)
+# that goes on behind a backslash. (Texts: the service, which never looks for imports, would keep them compiled.)
+_IMPORT = rb"(?m)^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)\b(?:[^\n(]*\([^)]*\)|[^\n]*))"
+_TWO_ON_A_LINE = rb"(?m)[;:\\][ \t]*(?:from|import)[ \t]|^[ \t]*(?:from|import)\b[^\n]*\\\n"
 
 # Runs with -I -S -B: no environment, no .pth files and nothing written, so that only the collector's own
 # imports are seen and the host is left as it was. Where byte code has a folder of its own, it is written.
@@ -259,7 +259,11 @@ def imports_in(files: Sequence[Path]) -> dict[str, list[str]]:
 def _imports(source: bytes, path: str) -> Iterator[ast.AST]:
     """The statements of `source` that import, and perhaps others. Raises SyntaxError."""
     # Parsing all of every file takes ten times as long as parsing the lines that can begin an import.
-    lines = b"\n".join(match[1] for match in _IMPORT.finditer(source)) if not _TWO_ON_A_LINE.search(source) else None
+    lines = (
+        b"\n".join(match[1] for match in re.finditer(_IMPORT, source))
+        if not re.search(_TWO_ON_A_LINE, source)
+        else None
+    )
     if lines is not None:
         with contextlib.suppress(SyntaxError):  # a line of a text that looks like one: all of it is parsed
             yield from ast.parse(lines, path).body
