@@ -23,10 +23,12 @@ KNOWN_HOSTS = "/etc/kdumpd/ssh/known_hosts"
 
 
 class LayerKind(enum.StrEnum):
-    """Block devices made of others that the capture kernel can bring up, each with the distribution's own tool."""
+    """Block devices made of others that the capture kernel can bring up: LVM and md with the distribution's own tools,
+    encrypted volumes (LUKS) by ourselves."""
 
     LVM = "lvm"
     MD = "md"
+    CRYPT = "crypt"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,9 @@ class Layer:
     """A block device that has to be put together from others before there is a filesystem.
 
     `ident` outlives other names and places of the disks: for LVM the device mapper's UUID of the volume ("LVM-" and the
-    UUIDs of group and volume, 32 characters each), for md the UUID of the array as mdadm(8) writes it. `device` is the
-    path that an md array gets.
+    UUIDs of group and volume, 32 characters each), for md the UUID of the array as mdadm(8) writes it, for an encrypted
+    volume that of LUKS. `device` is the path that an md array gets; for an encrypted volume it is the `ident` of the
+    layer below it, empty where that is a disk or a partition.
     """
 
     kind: LayerKind

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from kdumpd.errors import LoadError, UnsupportedError
+from kdumpd.config.keyring import has_logon_key, use_root_keys
+from kdumpd.errors import LoadError, UnsupportedError, os_reason
+from kdumpd.host import crypt_keys
 from kdumpd.host.files import read_int
 from kdumpd.host.kernel_image import unpacked
 from kdumpd.host.kexec_checks import check_pair
@@ -98,12 +100,20 @@ def kexec_file_load(arch: str) -> Syscall:
 
 
 class FileLoader:
-    """The real loader. `syscall` is only another one in tests."""
+    """The real loader. `syscall` and `keyring` are only others in tests."""
 
-    def __init__(self, arch: str, *, root: Path = Path("/"), syscall: Syscall | None = None) -> None:
+    def __init__(
+        self,
+        arch: str,
+        *,
+        root: Path = Path("/"),
+        syscall: Syscall | None = None,
+        keyring: crypt_keys.HasKey | None = None,
+    ) -> None:
         self._arch = arch
         self._root = root
         self._syscall = syscall
+        self._keyring = keyring or root_keyring
 
     def load(self, opened: OpenPair) -> None:
         """Checks kernel and image, loads them for a crash, and looks whether the kernel says so too.
@@ -117,12 +127,20 @@ class FileLoader:
             if header is not None and header.packed is not None:
                 kernel_fd = unpacked(kernel_fd, header, str(opened.pair.kernel))
                 stack.callback(os.close, kernel_fd)
+            crypt_keys.name_keys(opened.pair.keys, self._keyring, self._root)
             self._call(syscall, kernel_fd, opened.initrd_fd, opened.pair.cmdline, FILE_ON_CRASH)
         if not read_loaded(self._root):
             raise LoadError(
                 "The kernel took the capture kernel without an error, yet says that none is loaded",
                 hint="look at the kernel's log: journalctl -k",
             )
+        if opened.pair.keys:
+            try:
+                crypt_keys.require_handed_over(self._root)
+            except LoadError:
+                # It would capture nothing: nobody may take it for one that does.
+                self.unload()
+                raise
 
     def unload(self) -> None:
         """Takes the capture kernel out of the kernel."""
@@ -133,8 +151,28 @@ class FileLoader:
 
     def _call(self, syscall: Syscall, kernel_fd: int, initrd_fd: int, cmdline: str, flags: int) -> None:
         code = until_free(lambda: syscall(kernel_fd, initrd_fd, cmdline, flags))
+        if code == errno.ENOKEY and crypt_keys.is_in_use(self._root):
+            raise LoadError(
+                "The kernel refused to load the capture kernel: no key fits its signature, or another key named in"
+                f" {crypt_keys.CRASH_KEYS} is not in root's keyring",
+                hint=f"remove the folders there that nobody needs: rmdir {crypt_keys.CRASH_KEYS}/NAME",
+                errno=code,
+            )
         if code != 0:
             raise load_error(code, read_security(self._root), unloading=bool(flags & FILE_UNLOAD))
+
+
+def root_keyring(wanted: str) -> bool:
+    """Whether this process, from now on, finds the logon key `wanted` of root, as the kernel does at a load. Raises
+    LoadError when nobody can tell."""
+    try:
+        use_root_keys()
+        return has_logon_key(wanted)
+    except OSError as error:
+        raise LoadError(
+            f"Root's keyring cannot be searched for the key of the encrypted target: {os_reason(error)}",
+            errno=error.errno,
+        ) from error
 
 
 def until_free(call: Callable[[], int]) -> int:

@@ -17,7 +17,8 @@ from kdumpd.errors import LoadError, os_reason
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """What gets loaded. The sums are hexadecimal: `initrd_sha256` is from the record written when the image was
-    checked, `kernel_sha256` is empty while the kernel was never loaded by us.
+    checked, `kernel_sha256` is empty while the kernel was never loaded by us. `keys` are descriptions of the keys that
+    the capture kernel gets (crypt_keys.py).
     """
 
     kernel: Path
@@ -26,6 +27,7 @@ class Pair:
     cmdline: str
     kernel_sha256: str = ""
     syscall: KexecSyscall = KexecSyscall.AUTO
+    keys: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from kdumpd.config.capture import (
     SSH_KEY,
     Destination,
+    LayerKind,
     LocalDestination,
     NfsDestination,
     RawDestination,
@@ -265,6 +266,12 @@ def _raw(target: RawTarget, root: Path) -> ResolvedTarget:
     block = blockdev.find_block(target.device, root)
     stack = storage.read_stack(block, root)
     rawdisk.require_whole(block, stack.whole)
+    if any(layer.kind is LayerKind.CRYPT for layer in stack.layers):
+        # With another key than the volume has now a filesystem does not mount; here the dump would be noise.
+        raise UnsupportedError(
+            f"{target.device} lies on an encrypted volume, which takes dumps only in a filesystem",
+            hint="make a filesystem there and name it in /etc/kdump.conf, for example: ext4 UUID=...",
+        )
     mounts = read_mounts(root) if (root / "proc/self/mountinfo").exists() else ()
     mounted = (blockdev.block_by_number(mount.device_number, root) for mount in mounts)
     rawdisk.require_unused(block, frozenset(name for name in mounted if name is not None), root)

@@ -5,7 +5,7 @@ Only stacks that the capture kernel can put together again count; anything else 
 somebody can still read it. The order of things and their names may change until a crash, so layers are known by ids
 that are written on the disks. LVM's tables are not copied: a volume that was moved or extended after the image was
 built lies elsewhere, and writing to where it was would destroy another one. The capture kernel asks lvm(8) and
-mdadm(8), as the first kernel did.
+mdadm(8), as the first kernel did. An encrypted volume counts where the kernel hands its key over (crypt_keys.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kdumpd.config.capture import Layer, LayerKind
 from kdumpd.errors import TargetError, TargetLockedError, UnsupportedError
-from kdumpd.host import blockdev
+from kdumpd.host import blockdev, crypt_keys, crypto
 
 _HINT = "name another target in /etc/kdump.conf, for example: ext4 UUID=..."
 # 32 characters for the volume group and 32 for the volume; volumes that others are made of have a suffix (lvm2).
@@ -34,22 +34,26 @@ _DEEPEST = 8
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """A block device taken apart: `disks` are the disks and partitions at the bottom, by the kernel's names; `layers`
-    lie on them in this order, and `modules` are the drivers of these. `whole` is False for a partition of the last one.
+    lie on them in this order, and `modules` are the drivers of these; `ciphers` are modules that are loaded where the
+    kernel has them. `whole` is False for a partition of the last one.
     """
 
     disks: tuple[str, ...]
     layers: tuple[Layer, ...] = ()
     modules: tuple[str, ...] = ()
+    ciphers: tuple[str, ...] = ()
     whole: bool = True
 
 
 def read_stack(block: str, root: Path = Path("/")) -> Stack:
     """Takes the block device `block` apart. Raises UnsupportedError for what the capture kernel cannot bring up,
-    TargetLockedError when it is encrypted, TargetError when there is no such device.
+    TargetLockedError when it is encrypted and the capture kernel would not have the key, TargetError when there is no
+    such device.
     """
     disks: dict[str, None] = {}
     layers: dict[Layer, None] = {}
     modules: dict[str, None] = {}
+    ciphers: dict[str, None] = {}
 
     def visit(name: str, depth: int) -> None:
         disk = blockdev.disk_folder(name, root)
@@ -67,11 +71,18 @@ def read_stack(block: str, root: Path = Path("/")) -> Stack:
         layer, module = found
         layers.setdefault(layer)
         modules.setdefault(module)
+        if layer.kind is LayerKind.CRYPT:
+            cipher = crypt_keys.read_volume(layer.ident, slaves[0], root).cipher
+            ciphers.update(dict.fromkeys(crypto.modules_of(cipher, root)))
 
     visit(block, 0)
     top = blockdev.disk_folder(block, root)
     return Stack(
-        disks=tuple(disks), layers=tuple(layers), modules=tuple(modules), whole=not layers or top.name == block
+        disks=tuple(disks),
+        layers=tuple(layers),
+        modules=tuple(modules),
+        ciphers=tuple(ciphers),
+        whole=not layers or top.name == block,
     )
 
 
@@ -87,9 +98,7 @@ def _layer(disk: Path, target: str, root: Path) -> tuple[Layer, str] | None:
             _require_plain_volume(disk, where)
             return Layer(kind=LayerKind.LVM, ident=uuid), "dm_mod"
         if uuid.startswith("CRYPT-"):
-            raise TargetLockedError(
-                f"{where} an encrypted volume, whose key the capture kernel does not have", hint=_HINT
-            )
+            return _encrypted(disk, uuid, where, root), "dm_crypt"
     elif (disk / "md").is_dir():
         return _array(disk, where, root)
     raise UnsupportedError(f"{where} {kind}, which the capture image of this kdumpd cannot bring up", hint=_HINT)
@@ -104,6 +113,27 @@ def _require_plain_volume(disk: Path, where: str) -> None:
                 " which the capture image of this kdumpd cannot bring up",
                 hint=_HINT,
             )
+
+
+def _encrypted(disk: Path, mapped: str, where: str, root: Path) -> Layer:
+    """A LUKS volume whose header and key the capture kernel would have."""
+    uuid = crypt_keys.luks_uuid(mapped)
+    if uuid is None:
+        raise TargetLockedError(
+            f"{where} an encrypted volume without a LUKS header, whose key the capture kernel does not have", hint=_HINT
+        )
+    crypt_keys.require_key(uuid, where, root)
+    slaves = sorted(os.listdir(disk / "slaves")) if (disk / "slaves").is_dir() else []
+    if len(slaves) != 1:
+        raise UnsupportedError(f"the kernel does not say what {disk.name}, below the target, is made of", hint=_HINT)
+    under = blockdev.disk_folder(slaves[0], root)
+    below = _layer(under, slaves[0], root)
+    if below is not None and under.name != slaves[0]:
+        raise UnsupportedError(
+            f"{where} an encrypted partition of /dev/{under.name}, which the capture image of this kdumpd cannot find",
+            hint=_HINT,
+        )
+    return Layer(kind=LayerKind.CRYPT, ident=uuid, device="" if below is None else below[0].ident)
 
 
 def _array(disk: Path, where: str, root: Path) -> tuple[Layer, str]:

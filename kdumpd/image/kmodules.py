@@ -187,6 +187,7 @@ def _for_target(
         for disk in target.stack.disks:
             names.extend(_names_for(index, blockdev.read_chain(disk, root), None, kernel_config))
         names.extend(_layer_module(index, name) for name in target.stack.modules)
+        names.extend(target.stack.ciphers)
     elif target.block is not None:
         names.extend(_names_for(index, blockdev.read_chain(target.block, root), None, kernel_config))
     if target.shared:

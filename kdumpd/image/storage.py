@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the image needs beside drivers to put the target's block device together: lvm(8) and mdadm(8), with settings."""
+"""What the image needs beside drivers to put the target's block device together: lvm(8) and mdadm(8), with settings.
+Encrypted volumes need no tool (targets/dm_crypt.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def layers_of(targets: Iterable[ResolvedTarget]) -> tuple[Layer, ...]:
 def add_tools(tree: contents.Tree, targets: Iterable[ResolvedTarget]) -> list[str]:
     """The tools for the layers of `targets`; returns the ELF files added. Raises BuildError when one is missing."""
     elfs = []
-    for kind in dict.fromkeys(layer.kind for layer in layers_of(targets)):
+    for kind in dict.fromkeys(layer.kind for layer in layers_of(targets) if layer.kind in TOOLS):
         name = os.path.basename(TOOLS[kind])
         source = next((path for folder in _FOLDERS if os.path.exists(path := f"{folder}/{name}")), None)
         if source is None:

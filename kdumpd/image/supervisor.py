@@ -12,11 +12,11 @@ import json
 from pathlib import PurePosixPath
 
 import kdumpd
-from kdumpd.config.capture import CaptureConfig, LayerKind, LocalDestination
+from kdumpd.config.capture import CaptureConfig, Layer, LayerKind, LocalDestination
 from kdumpd.config.layout import host_label
 from kdumpd.config.model import Action
 from kdumpd.dumpfile.manifest import FORMAT, Result
-from kdumpd.targets.layers import lv_uuid
+from kdumpd.targets.layers import lv_uuid, mapped_uuid
 
 FOLDER = "etc/kdumpd"
 
@@ -58,14 +58,18 @@ def _settings(capture: CaptureConfig) -> list[tuple[str, object]]:
 
 def _place(place: LocalDestination) -> list[tuple[str, object]]:
     """A filesystem for a note, behind what it has to be put together of."""
-    layers: list[tuple[str, object]] = [
-        ("layer", f"lvm {layer.ident} {lv_uuid(layer)}")
-        if layer.kind is LayerKind.LVM
-        else ("layer", f"md {layer.ident} {layer.device}")
-        for layer in place.layers
-    ]
+    layers: list[tuple[str, object]] = [("layer", _assembled(layer)) for layer in place.layers]
     where = f"{place.device} {place.fstype} {place.options or 'rw'} {PurePosixPath(place.directory)}"
     return [*layers, ("local", where)]
+
+
+def _assembled(layer: Layer) -> str:
+    """A block device made of others, for a shell, which finds what is encrypted when the collector has opened it."""
+    if layer.kind is LayerKind.LVM:
+        return f"lvm {layer.ident} {lv_uuid(layer)}"
+    if layer.kind is LayerKind.CRYPT:
+        return f"crypt {mapped_uuid(layer.ident)} -"
+    return f"md {layer.ident} {layer.device}"
 
 
 def _note(capture: CaptureConfig) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The service's side of the loader: hands it two open files, waits, and gets an answer or the loader's end.
 
-Knows two loaders: one for kexec_file_load(2), that may do nothing else, and one for kexec-tools, which wants to see
-much of the machine. systemd starts them by their sockets; elsewhere they are children.
+Knows three loaders: one for kexec_file_load(2), that may do nothing else; one that is root's, for keys of encrypted
+targets; and one for kexec-tools, which wants to see much of the machine. systemd starts them by their sockets;
+elsewhere they are children.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from pathlib import Path
 
 from kdumpd.config.model import KexecSyscall
 from kdumpd.errors import LoadError, LoadLostError, UnsupportedError, os_reason
+from kdumpd.host.crypt_keys import is_in_use
 from kdumpd.host.kexec_pair import OpenPair
 from kdumpd.loader.protocol import receive_answer, send_request
 
-FILE, TOOL = "load", "load-tool"
+FILE, KEYS, TOOL = "load", "load-keys", "load-tool"
 _ANSWER_SECONDS = 400.0  # kexec-tools is given 300
 _END_SECONDS = 10.0
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 class ProcessLoader:
-    """Loads in another process. `units` says that systemd has the sockets kdumpd-load and kdumpd-load-tool."""
+    """Loads in another process. `units` says that systemd has the sockets kdumpd-load, -keys and -tool."""
 
     def __init__(self, run_dir: Path, *, root: Path = Path("/"), units: bool, module: str = "kdumpd.loader") -> None:
         self._run_dir = run_dir
@@ -38,10 +40,19 @@ class ProcessLoader:
     def load(self, opened: OpenPair) -> None:
         """Loads the pair. Raises LoadError (LoadLostError when nobody knows what happened) or UnsupportedError."""
         wanted = opened.pair.syscall
+        if opened.pair.keys:
+            if wanted is KexecSyscall.KEXEC_LOAD:
+                raise LoadError(
+                    "kexec_load(2) hands no keys over, and the target is encrypted",
+                    hint="remove kexec_syscall from /etc/kdump.conf",
+                )
+            self._ask(KEYS, opened)
+            return
         missing: UnsupportedError | None = None
         if wanted is not KexecSyscall.KEXEC_LOAD:
             try:
-                self._ask(FILE, opened)
+                # Keys that are still named for another target: a load that does not find them fails.
+                self._ask(KEYS if is_in_use(self._root) else FILE, opened)
                 return
             except UnsupportedError as error:
                 if wanted is not KexecSyscall.AUTO:

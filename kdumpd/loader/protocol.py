@@ -18,7 +18,7 @@ from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair
 
 LARGEST_BYTES = 64 << 10
-_TEXTS = ("kernel", "initrd", "initrd_sha256", "cmdline", "kernel_sha256", "syscall")
+_TEXTS = ("kernel", "initrd", "initrd_sha256", "cmdline", "kernel_sha256", "syscall", "keys")
 
 
 def send_request(connection: socket.socket, opened: OpenPair | None) -> None:
@@ -27,6 +27,7 @@ def send_request(connection: socket.socket, opened: OpenPair | None) -> None:
         connection.sendall(json.dumps({"action": "unload"}).encode())
         return
     pair = {name: str(value) for name, value in dataclasses.asdict(opened.pair).items()}
+    pair["keys"] = " ".join(opened.pair.keys)
     message = json.dumps({"action": "load", "pair": pair}).encode()
     socket.send_fds(connection, [message], [opened.kernel_fd, opened.initrd_fd])
 
@@ -53,6 +54,7 @@ def receive_request(connection: socket.socket) -> OpenPair | None:
             cmdline=texts["cmdline"],
             kernel_sha256=texts["kernel_sha256"],
             syscall=KexecSyscall(texts["syscall"]),
+            keys=tuple(texts["keys"].split()),
         )
     except (ValueError, KeyError, TypeError) as error:
         for fd in fds:

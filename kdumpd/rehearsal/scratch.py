@@ -111,7 +111,7 @@ def _target(capture: CaptureConfig) -> tuple[LocalDestination, str]:
     if not isinstance(wanted, LocalDestination):
         why = "it is no filesystem on a disk"
     elif wanted.layers:
-        why = "it lies on LVM or md"
+        why = "it lies on LVM, md or an encrypted volume"
     elif not wanted.device.startswith(tuple(f"{tag}=" for tag in _TAGS)):
         why = "it is named by its path"
     elif wanted.fstype not in _MAKERS or _program(wanted.fstype) is None:

@@ -73,6 +73,7 @@ class Actor:
             initrd_sha256=facts.image.sha256,
             cmdline=facts.cmdline,
             syscall=facts.kexec_syscall.value,
+            keys=facts.crypt_keys,
             loaded_usec=now_usec(),
             cpus=facts.around.topology.cpus,
             memory=facts.around.topology.memory,
@@ -138,6 +139,7 @@ def _pair(record: LoadedRecord) -> Pair:
         cmdline=record.cmdline,
         kernel_sha256=record.kernel_sha256,
         syscall=KexecSyscall(record.syscall),
+        keys=tuple(record.keys.split()),
     )
 
 

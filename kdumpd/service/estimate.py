@@ -35,9 +35,9 @@ BITMAP_SHIFT = 12 + 3 - 1
 # What paramiko and its cryptography take beside that, where dumps go over SSH: measured as the difference of peaks.
 SSH_BYTES = 18 * MIB
 
-# No term for LUKS: opening such a target would take the memory that its key derivation asks for (argon2id, up to 1 GiB
-# by cryptsetup's own choice, in the LUKS2 header). Targets on LUKS are refused (TargetLockedError, host/storage.py), so
-# whoever serves them adds the term here.
+# No term for LUKS: the memory that a key derivation asks for (argon2id, up to 1 GiB by cryptsetup's own choice) is not
+# needed, since the capture kernel gets the key itself (host/crypt_keys.py). Where it does not, such targets are refused
+# (TargetLockedError).
 
 # Until an image was built: a kernel of a distribution, and an image for a local target.
 TYPICAL_KERNEL_BYTES = 48 * MIB

@@ -11,6 +11,7 @@ from kdumpd.crashes.index import Crash, Standing
 from kdumpd.errors import KdumpError, TargetLockedError
 from kdumpd.host.cmdline import Wishes, capture_cmdline, capture_cpus, read_boot_apicid, read_cmdline
 from kdumpd.host.crashkernel import parse_crashkernel, reserved_expectation
+from kdumpd.host.crypt_keys import keys_of
 from kdumpd.host.fadump import read_fadump
 from kdumpd.host.kernel_image import read_header
 from kdumpd.host.kernels import Kernel, find_kernel
@@ -105,6 +106,9 @@ def gather(
         missed=missed,
         cmdline=wanted_cmdline(config, machine, reservation.size_bytes - need.total_bytes, root),
         kexec_syscall=config.kexec_syscall,
+        crypt_keys=" ".join(
+            keys_of(layer for target in targets if target.stack is not None for layer in target.stack.layers)
+        ),
     )
 
 

@@ -149,7 +149,8 @@ class LoadedRecord:
     """What the service loaded in this boot; /run/kdumpd/loaded.json.
 
     `cpus` and `memory` are those of the machine at that moment (see `host.topology`), empty when they are not known.
-    Kernel and image are named by the kept files.
+    Kernel and image are named by the kept files. `keys` are descriptions, with blanks between, of the keys that the
+    capture kernel has for encrypted targets.
     """
 
     boot_id: str
@@ -164,6 +165,7 @@ class LoadedRecord:
     memory: str = ""
     kernel_sha256: str = ""
     syscall: str = KexecSyscall.AUTO.value
+    keys: str = ""
 
 
 class Held(enum.StrEnum):
@@ -297,8 +299,8 @@ class Facts:
     `crash_loaded` is None on a kernel without crash kexec. `loaded` is our own record of this boot, None when the
     kernel holds nothing or something of somebody else. `proven_images` are the ids of images that delivered a
     complete dump. `missed` is what shows a crash that left no dump. `cmdline` is what the capture kernel
-    would be told if it were loaded now, empty when nobody knows. `no_rebuild` is an administrator who builds images
-    himself.
+    would be told if it were loaded now, empty when nobody knows; `crypt_keys` are what it would be given (as
+    LoadedRecord.keys). `no_rebuild` is an administrator who builds images himself.
     """
 
     machine: Machine
@@ -324,6 +326,7 @@ class Facts:
     no_rebuild: bool = False
     cmdline: str = ""
     kexec_syscall: KexecSyscall = KexecSyscall.AUTO
+    crypt_keys: str = ""
 
     @property
     def wanted(self) -> str:
@@ -345,7 +348,8 @@ class Facts:
         """True when what is loaded would get another command line, or be loaded in another way, now."""
         if self.loaded is None or self.config_errors or not self.cmdline:
             return False
-        return (self.loaded.cmdline, self.loaded.syscall) != (self.cmdline, self.kexec_syscall.value)
+        loaded, wanted = self.loaded, (self.cmdline, self.kexec_syscall.value, self.crypt_keys)
+        return (loaded.cmdline, loaded.syscall, loaded.keys) != wanted
 
     @property
     def required_bytes(self) -> int:

@@ -2,7 +2,7 @@
 """Block devices that are made of others, put together in the capture kernel with the tools of the first one.
 
 There is no udev here: lvm(8) and mdadm(8) look at the disks themselves and make the device nodes. They are asked again
-and again, since a disk may take its time to appear.
+and again, since a disk may take its time to appear. Encrypted volumes need no tool: see dm_crypt.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kdumpd.config.capture import Layer, LayerKind
@@ -27,13 +27,13 @@ _SYSFS = Path("/sys/class/block")
 def bring_up(layers: Sequence[Layer], deadline_sec: float, alive: Callable[[], None]) -> Path | None:
     """The device of the last of `layers`, None when there are none. Each may take `deadline_sec`; `alive` is called
     while it does. Raises TargetError."""
-    node = None
+    made: dict[str, Path] = {}
     for layer in layers:
-        node = _bring_up(layer, deadline_sec, alive)
-    return node
+        made[layer.ident] = _bring_up(layer, made, deadline_sec, alive)
+    return made[layers[-1].ident] if layers else None
 
 
-def _bring_up(layer: Layer, deadline_sec: float, alive: Callable[[], None]) -> Path:
+def _bring_up(layer: Layer, made: Mapping[str, Path], deadline_sec: float, alive: Callable[[], None]) -> Path:
     start = time.monotonic()
     said = ""
     while True:
@@ -49,20 +49,23 @@ def _bring_up(layer: Layer, deadline_sec: float, alive: Callable[[], None]) -> P
             )
         alive()
         # An array starts without a member only when that has had its time to appear.
-        said = _ask(layer, patient=waited < deadline_sec / 2)
+        said = _open(layer, made) if layer.kind is LayerKind.CRYPT else _ask(layer, patient=waited < deadline_sec / 2)
         if _find(layer) is None:
             time.sleep(_POLL_SEC)
 
 
 def _name(layer: Layer) -> str:
-    return f"the LVM volume {layer.ident}" if layer.kind is LayerKind.LVM else f"the md array {layer.ident}"
+    words = {LayerKind.LVM: "LVM volume", LayerKind.MD: "md array", LayerKind.CRYPT: "encrypted volume"}
+    return f"the {words[layer.kind]} {layer.ident}"
 
 
 def _find(layer: Layer) -> Path | None:
     """Its device node, once it can be read."""
-    if layer.kind is LayerKind.LVM:
+    if layer.kind is not LayerKind.MD:
+        wanted = mapped_uuid(layer.ident) if layer.kind is LayerKind.CRYPT else layer.ident
         for path in _SYSFS.glob("dm-*/dm/uuid"):
-            if _text(path) == layer.ident:
+            # A mapping without a table, which is being made, has no size.
+            if _text(path) == wanted and _text(path.parents[1] / "size") != "0":
                 return _node(Path("/dev") / path.parents[1].name)
         return None
     state = _text(_SYSFS / os.path.basename(layer.device) / "md/array_state")
@@ -78,6 +81,18 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def mapped_uuid(uuid: str) -> str:
+    """The device mapper's UUID of the mapping that is made of the LUKS volume `uuid`."""
+    return f"CRYPT-LUKS2-{uuid.replace('-', '')}-kdumpd"
+
+
+def _open(layer: Layer, made: Mapping[str, Path]) -> str:
+    """As _ask, for an encrypted volume."""
+    from kdumpd.targets import dm_crypt  # who has no such target does without
+
+    return dm_crypt.bring_up(layer, made[layer.device] if layer.device else None)
 
 
 def _ask(layer: Layer, *, patient: bool) -> str:

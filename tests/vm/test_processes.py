@@ -16,6 +16,7 @@ CAP_SYS_BOOT = 1 << 22
 LIMITS = {
     "kdumpd": 15,
     "kdumpd-load@x": 20,
+    "kdumpd-load-keys@x": 20,
     "kdumpd-load-tool@x": 20,
     "kdumpd-build@x": 30,
     "kdumpd-test-crash": 20,

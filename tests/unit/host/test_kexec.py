@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -35,6 +36,9 @@ def _kernel(*, magic: bytes = b"HdrS", cmdline_size: int = 2047, version: int = 
     return bytes(head)
 
 
+KEY = "cryptsetup:af0405db-8e38-4a1c-a4b7-1a88dbb2f72b"
+
+
 class Tree:
     """A kernel, an image and the sysfs file."""
 
@@ -58,6 +62,17 @@ class Tree:
         with open_pair(pair or self.pair()) as opened:
             self.loader(*codes, says_loaded=says_loaded).load(opened)
 
+    def keys(self, *, handed_over: bool = True) -> Path:
+        """A folder as in configfs, with room for one key; writing to `reuse` fails when the image has none."""
+        folder = self.root / "sys/kernel/config/crash_dm_crypt_keys"
+        folder.mkdir(parents=True)
+        (folder / "count").write_text("1\n")
+        if handed_over:
+            (folder / "reuse").write_text("0\n")
+        else:
+            (folder / "reuse").symlink_to("/proc/self/none/reuse")
+        return folder
+
     def loader(self, *codes: int, says_loaded: bool = True) -> FileLoader:
         answers = list(codes)
 
@@ -69,7 +84,7 @@ class Tree:
                 self.loaded_file.write_text(f"{int(says_loaded and not flags & FILE_UNLOAD)}\n")
             return code
 
-        return FileLoader("x86_64", root=self.root, syscall=call)
+        return FileLoader("x86_64", root=self.root, syscall=call, keyring=lambda wanted: wanted == KEY)
 
 
 @pytest.fixture
@@ -80,6 +95,38 @@ def tree(tmp_path: Path) -> Tree:
 def test_the_kernel_gets_the_files_that_were_checked(tree: Tree) -> None:
     tree.load(pair=tree.pair("a b"))
     assert tree.calls == [(tree.kernel.read_bytes(), tree.initrd.read_bytes(), "a b", FILE_ON_CRASH)]
+
+
+def test_keys_are_named_before_the_load(tree: Tree) -> None:
+    folder = tree.keys()
+    tree.load(pair=dataclasses.replace(tree.pair(), keys=(KEY,)))
+    (name,) = (path for path in folder.iterdir() if path.is_dir())
+    assert (name / "description").read_text() == f"{KEY}\n"
+    assert read_loaded(tree.root) is True
+
+
+def test_without_the_key_the_kernel_is_not_asked(tree: Tree) -> None:
+    folder = tree.keys()
+    with pytest.raises(LoadError, match="cryptsetup:other, is not in root's keyring"):
+        tree.load(pair=dataclasses.replace(tree.pair(), keys=("cryptsetup:other",)))
+    assert tree.calls == []
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_an_image_without_its_keys_does_not_stay(tree: Tree) -> None:
+    """It would capture nothing, and the kernel says that it is loaded."""
+    tree.keys(handed_over=False)
+    with pytest.raises(LoadError, match="without the keys of the encrypted target"):
+        tree.load(pair=dataclasses.replace(tree.pair(), keys=(KEY,)))
+    assert [flags for *_, flags in tree.calls] == [FILE_ON_CRASH, FILE_ON_CRASH | FILE_UNLOAD]
+    assert read_loaded(tree.root) is False
+
+
+def test_a_key_of_others_that_is_gone_is_named(tree: Tree) -> None:
+    folder = tree.keys()
+    (folder / "theirs").mkdir()
+    with pytest.raises(LoadError, match=r"another key named in .* is not in root's keyring"):
+        tree.load(errno.ENOKEY)
 
 
 def test_unload(tree: Tree) -> None:

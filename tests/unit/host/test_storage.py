@@ -93,7 +93,7 @@ def test_the_default_target_may_be_a_volume(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("uuid", "error", "words"),
     [
-        ("CRYPT-LUKS2-x", TargetLockedError, "an encrypted volume, whose key"),
+        ("CRYPT-LUKS2-x", TargetLockedError, "an encrypted volume without a LUKS header"),
         ("mpath-36001", UnsupportedError, "a multipath device"),
         (f"{LVM}-tpool", UnsupportedError, "an LVM volume"),
         ("other", UnsupportedError, "a device-mapper device"),

@@ -21,7 +21,7 @@ from kdumpd.config.model import KexecSyscall
 from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair, open_pair
 from kdumpd.loader.__main__ import serve
-from kdumpd.loader.client import FILE, TOOL, ProcessLoader
+from kdumpd.loader.client import FILE, KEYS, TOOL, ProcessLoader
 from kdumpd.loader.protocol import receive_answer, receive_request, send_answer, send_request
 
 TOP = Path(__file__).resolve().parents[3]
@@ -71,7 +71,7 @@ class Listening:
 
 
 def test_the_descriptors_are_those_that_were_opened(machine: FakeMachine) -> None:
-    pair = _pair(machine, kernel_sha256="ab", syscall=KexecSyscall.KEXEC_LOAD)
+    pair = _pair(machine, kernel_sha256="ab", syscall=KexecSyscall.KEXEC_LOAD, keys=("cryptsetup:1", "cryptsetup:2"))
     ours, theirs = _sockets()
     with ours, theirs, open_pair(pair) as opened:
         pair.initrd.unlink()
@@ -219,6 +219,39 @@ def test_which_loader_is_asked(machine: FakeMachine, tmp_path: Path, syscall: Ke
         else:
             _client(tmp_path).load(opened)
     assert calls == asked
+
+
+KEY = "cryptsetup:af0405db-8e38-4a1c-a4b7-1a88dbb2f72b"
+
+
+def test_keys_are_for_the_loader_that_is_root(machine: FakeMachine, tmp_path: Path) -> None:
+    """And never for another way to load, which would leave them out."""
+    asked: list[tuple[str, ...]] = []
+
+    def absent(opened: OpenPair | None) -> None:
+        assert opened is not None
+        asked.append(opened.pair.keys)
+        _absent(opened)
+
+    Listening(tmp_path, {KEYS: absent})
+    with open_pair(_pair(machine, keys=(KEY,))) as opened, pytest.raises(UnsupportedError):
+        _client(tmp_path).load(opened)
+    assert asked == [(KEY,)]
+    with (
+        open_pair(_pair(machine, keys=(KEY,), syscall=KexecSyscall.KEXEC_LOAD)) as opened,
+        pytest.raises(LoadError, match="hands no keys over"),
+    ):
+        _client(tmp_path).load(opened)
+    assert asked == [(KEY,)]
+
+
+def test_keys_that_are_still_named_are_taken_back_as_root(machine: FakeMachine, tmp_path: Path) -> None:
+    (machine.root / "sys/kernel/config/crash_dm_crypt_keys/kdumpd-old").mkdir(parents=True)
+    asked: list[int] = []
+    Listening(tmp_path, {KEYS: lambda opened: asked.append(1)})
+    with open_pair(_pair(machine)) as opened:
+        ProcessLoader(tmp_path, root=machine.root, units=True).load(opened)
+    assert asked == [1]
 
 
 def test_where_neither_way_works_both_are_named(machine: FakeMachine, tmp_path: Path) -> None:

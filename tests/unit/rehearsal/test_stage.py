@@ -74,7 +74,10 @@ def test_a_kernel_without_any_of_these_disks(index: ModuleIndex) -> None:
         (SshDestination(user="u", host="h", port=22, directory="/d"), "it is no filesystem on a disk"),
         (NfsDestination(server="s", export="/e", directory="/d"), "it is no filesystem on a disk"),
         (RawDestination(device="/dev/sdb"), "it is no filesystem on a disk"),
-        (dataclasses.replace(EXT4, layers=(Layer(kind=LayerKind.LVM, ident="x"),)), "it lies on LVM or md"),
+        (
+            dataclasses.replace(EXT4, layers=(Layer(kind=LayerKind.LVM, ident="x"),)),
+            "it lies on LVM, md or an encrypted volume",
+        ),
         (dataclasses.replace(EXT4, device="/dev/sda2"), "it is named by its path"),
         (dataclasses.replace(EXT4, fstype="f2fs"), "f2fs cannot be made here"),
         (dataclasses.replace(EXT4, fstype="btrfs", options="subvol=@"), "btrfs cannot be made here|it is a subvolume"),

@@ -18,6 +18,7 @@ INSTALL = Path(__file__).resolve().parents[3] / "packaging/debian/install"
 LIMITS = {
     "kdumpd.service": 15,
     "kdumpd-load@.service": 20,
+    "kdumpd-load-keys@.service": 20,
     "kdumpd-load-tool@.service": 20,
     "kdumpd-build@.service": 30,
     "kdumpd-test-crash.service": 20,
@@ -91,7 +92,7 @@ def test_only_the_loaders_may_load() -> None:
     assert _sections("kdumpd-load@.service")["Service"]["CapabilityBoundingSet"] == "CAP_SYS_BOOT"
 
 
-@pytest.mark.parametrize("name", ["kdumpd-load", "kdumpd-load-tool"])
+@pytest.mark.parametrize("name", ["kdumpd-load", "kdumpd-load-keys", "kdumpd-load-tool"])
 def test_only_root_reaches_the_loaders(name: str) -> None:
     listening = _sections(f"{name}.socket")["Socket"]
     assert listening["SocketMode"] == "0600"
