@@ -27,7 +27,7 @@ SUITES = {"crash": "trixie", "makedumpfile": "forky", "virtiofsd": "trixie"}
 NEWEST = "forky"
 READERS = ("python3-drgn", "python3-pykdumpfile")
 READING = Path(__file__).parent / "reading"
-_PROGRAMS = ("usr/bin", "usr/libexec")
+_PROGRAMS = ("usr/bin", "usr/sbin", "usr/libexec")
 _TRIPLETS = {
     "amd64": ("x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
     "arm64": ("aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
@@ -46,6 +46,22 @@ def _loader(root: Path, architecture: str = "amd64") -> list[str]:
     libraries = root / "usr/lib" / triplet
     emulator = [] if architecture == "amd64" else ["qemu-aarch64"]
     return [*emulator, str(libraries / loader), "--library-path", str(libraries)]
+
+
+def copy_program(package: str, name: str, suite: str, folder: Path) -> list[str]:
+    """Copies `name` (in /usr/sbin of `package`) of a newer Debian with its libraries into `folder`; the words that
+    start it, relative to that."""
+    root = _unpacked((package,), suite)
+    words = _loader(root)
+    source = root / "usr/sbin" / name
+    needed = run([words[0], *words[1:3], str(source)], timeout=60, env={"LD_TRACE_LOADED_OBJECTS": "1"})
+    folder.mkdir(parents=True)
+    shutil.copy(words[0], folder)
+    shutil.copy(source, folder)
+    for line in needed.splitlines():
+        if " => " in line:
+            shutil.copy(line.split(" => ")[1].split()[0], folder)
+    return [Path(words[0]).name, "--library-path", ".", name]
 
 
 def read_with(reader: str, *arguments: str | Path, timeout: float = 120) -> Any:
