@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdumpd.config.model import Config
+from kdumpd.config.model import Action, Config
 from kdumpd.config.targets import LocalTarget, RawTarget, Target
 from kdumpd.crashes.index import Crash, Standing, read_crashes
 from kdumpd.errors import TargetError
@@ -36,6 +36,8 @@ def crash_folders(config: Config, root: Path = Path("/")) -> tuple[Path, ...]:
             found.setdefault(path if isinstance(target, RawTarget) else _mounted(target, config.path, root))
         except TargetError as error:
             troubles.append(error)
+    if config.failure_action is Action.DUMP_TO_ROOTFS:
+        found.setdefault(path)
     if not found:
         raise troubles[0]
     return tuple(found)

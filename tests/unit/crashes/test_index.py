@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdumpd.config.model import Config
+from kdumpd.config.model import Action, Config
 from kdumpd.config.targets import LocalTarget, RawTarget, SshTarget
 from kdumpd.crashes.index import Standing, find_crash, read_crash, read_crashes
 from kdumpd.crashes.place import crash_folder, crash_folders, read_all_crashes
@@ -216,6 +216,13 @@ def test_the_crashes_of_a_chain(tmp_path: Path) -> None:
     assert [crash.standing for crash in found] == [Standing.COMPLETE] * 3
     with pytest.raises(TargetError, match="which this machine does not see"):
         crash_folders(Config(targets=(SshTarget(user="u", host="h"),)), tmp_path)
+
+
+def test_what_came_to_the_root_filesystem_is_seen(tmp_path: Path) -> None:
+    """As a last resort, when no other target could be reached; nor need one be seen now."""
+    config = Config(targets=(SshTarget(user="u", host="h"),), failure_action=Action.DUMP_TO_ROOTFS)
+    _crash(tmp_path / "var/crash", "one", second=1)
+    assert [crash.name for crash in read_all_crashes(config, tmp_path)] == ["one"]
 
 
 def test_control_characters_become_visible() -> None:
