@@ -32,6 +32,28 @@ for _ in range({HELD_MIB}):
 print("held", flush=True)
 time.sleep(9999)
 """
+# The keys of root, by add_key(2) and keyctl(2). Only test_luks.py's kernel does more with them.
+KEYS = """
+import ctypes, os, sys
+from kdumpd.config import keyring
+libc = ctypes.CDLL(None, use_errno=True)
+add = {"x86_64": 248}.get(os.uname().machine, 217)
+name = keyring.description("kdumpd-test-%d" % os.getpid())
+assert not keyring.has_logon_key(name)
+key = libc.syscall(add, b"logon", name.encode(), b"canary" * 4, 24, -4)
+assert key > 0, ctypes.get_errno()
+try:
+    assert keyring.has_logon_key(name)
+    assert not keyring.has_logon_key(name + "x")
+    keyring.use_root_keys()
+    assert keyring.has_logon_key(name)
+    text = open("/proc/keys").read()
+finally:
+    keyring._keyctl(9, key, -4)  # unlink
+assert not keyring.has_logon_key(name)
+from kdumpd.host.crypt_keys import parse_keys
+assert name in parse_keys(text), text
+"""
 
 
 def _until(guest: Machine, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> float:
@@ -203,6 +225,7 @@ def test_it_sees_mends_and_survives(made: image.Image, scratch: Path) -> None:
         guest.wait_ready()
         _shell(guest, "cp /opt/lab/kexec /usr/sbin/kexec; mkdir -p /etc/kdump.conf.d")
         circle.wait_armed(guest)
+        guest.run(["python3", "-c", KEYS]).ok()
         _bad_configuration(guest)
         _good_configuration(guest, "lab.word=7")
         _unloaded_behind_its_back(guest)
