@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kdumpd
+from kdumpd.config.own_memory import spare_openssl
 from kdumpd.errors import KdumpError
 from kdumpd.service import lean
 from kdumpd.service.options import Options
@@ -46,7 +47,7 @@ def main(
     """Runs the daemon until SIGTERM. `loader` and `builder` are others only in tests."""
     options = parse_arguments(arguments)
     lean.small_pages()
-    lean.spare_openssl()
+    spare_openssl()
     lean.one_arena()
     try:
         from kdumpd.service.daemon import Daemon

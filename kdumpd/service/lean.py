@@ -4,28 +4,16 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import sys
+
+from kdumpd.config.own_memory import set_malloc
 
 _M_ARENA_MAX = -8  # malloc.h
 _PR_SET_THP_DISABLE = 41  # linux/prctl.h
 
 
-def spare_openssl() -> None:
-    """Lets hashlib use Python's own SHA-256 (before anything imports it): OpenSSL costs 3.7 MB of resident memory.
-
-    Does nothing where Python was built without it (Fedora), or where hashlib is there already.
-    """
-    own = any(importlib.util.find_spec(name) is not None for name in ("_sha2", "_sha256"))
-    if own and "hashlib" not in sys.modules:
-        sys.modules["_hashlib"] = None  # type: ignore[assignment]  # this is how an import is told to fail
-
-
 def one_arena() -> None:
     """Keeps glibc from giving each thread an arena of its own, which it would rarely hand memory back from."""
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if option is not None:
-        option(_M_ARENA_MAX, 1)
+    set_malloc(_M_ARENA_MAX, 1)
 
 
 def small_pages() -> None:

@@ -111,7 +111,7 @@ def _crash(machine: FakeMachine) -> None:
 def test_it_imports_nothing_that_it_does_not_need() -> None:
     """Each of these is 0.1 to 3 MB for as long as the machine runs."""
     script = (
-        "import sys, kdumpd.service.__main__, kdumpd.service.lean as lean; lean.spare_openssl(); "
+        "import sys, kdumpd.service.__main__, kdumpd.config.own_memory as memory; memory.spare_openssl(); "
         "import kdumpd.service.daemon; print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=TOP)
