@@ -15,6 +15,7 @@ import hashlib
 import stat
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kdumpd
@@ -39,7 +40,6 @@ from kdumpd.image import (
     storage,
     tools,
 )
-from kdumpd.image.aside import Aside
 from kdumpd.image.capture import find_init
 from kdumpd.image.record import (
     MANIFEST_PATH,
@@ -98,12 +98,10 @@ def build(
         before = None if anew else reuse.find(request.output, wanted.key, request.kernel)
         if before is None:
             # The running kernel is looked at while other processes find and compile the collector.
-            aside = Aside(lambda: _settings(request, wanted, None))
-            try:
+            with ThreadPoolExecutor(1) as aside:
+                found = aside.submit(_settings, request, wanted, None)
                 base = _new_base(request, wanted, progress, anew=anew)
-            finally:
-                aside.wait()
-            settings = aside.result()
+            settings = found.result()
         else:
             base, settings = before.base, _settings(request, wanted, before)
             if before.has_settings(settings):

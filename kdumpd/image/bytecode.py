@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdumpd.errors import BuildError
-from kdumpd.image.aside import Aside
 from kdumpd.image.origin import Origin
 from kdumpd.image.pyclosure import PythonClosure, run_python
 
@@ -43,11 +43,9 @@ def compiled(
         raise BuildError(f"{program} cannot be read: {error.strerror}", hint="install kdumpd again") from error
     jobs = [wanted[path] for path in sorted(wanted)]
     # Two processes, always the same half each, since the bytes depend on what else a process has seen.
-    half = Aside(lambda: run_python(interpreter, text, jobs[1::2], _PURPOSE))
-    try:
+    with ThreadPoolExecutor(1) as aside:
+        half = aside.submit(run_python, interpreter, text, jobs[1::2], _PURPOSE)
         answer = run_python(interpreter, text, jobs[::2], _PURPOSE)
-    finally:
-        half.wait()
     answer |= half.result()
     head = closure.magic + _UNCHECKED_HASH + bytes(_HEADER - 8)
     return {path: head + base64.b64decode(answer[place]) for path, (place, _, _) in wanted.items()}
