@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -52,6 +53,11 @@ def uuid_of(header: bytes) -> str | None:
     if len(header) < HEADER_BYTES or not header.startswith(_MAGIC):
         return None
     return header[_UUID].partition(b"\0")[0].decode("ascii", errors="replace")
+
+
+def reader(fd: int) -> Read:
+    """For `read_volume`: of an open block device."""
+    return lambda offset, size: os.pread(fd, size, offset)
 
 
 def read_volume(read: Read, uuid: str) -> Volume:

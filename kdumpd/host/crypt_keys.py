@@ -9,7 +9,6 @@ counts is the folder.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -103,11 +102,7 @@ def read_volume(uuid: str, device: str, root: Path = Path("/")) -> luks.Volume:
     path = root / "dev" / device
     try:
         with path.open("rb", buffering=0) as file:
-
-            def read(offset: int, size: int) -> bytes:
-                return os.pread(file.fileno(), size, offset)
-
-            return luks.read_volume(read, uuid)
+            return luks.read_volume(luks.reader(file.fileno()), uuid)
     except OSError as error:
         raise TargetError(
             f"the LUKS header on /dev/{device} cannot be read: {os_reason(error)}",

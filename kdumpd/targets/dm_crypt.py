@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdumpd.config.capture import Layer
 from kdumpd.config.keyring import description, use_root_keys
-from kdumpd.config.luks import HEADER_BYTES, Volume, read_volume, uuid_of
+from kdumpd.config.luks import HEADER_BYTES, Volume, read_volume, reader, uuid_of
 from kdumpd.errors import KdumpError, TargetError, os_reason
 from kdumpd.targets.layers import mapped_uuid
 from kdumpd.targets.local import run_tool
@@ -51,7 +51,7 @@ def bring_up(layer: Layer, below: Path | None) -> str:
     try:
         device = find(layer.ident) if below is None else below
         with device.open("rb", buffering=0) as file:
-            volume = read_volume(lambda offset, size: os.pread(file.fileno(), size, offset), layer.ident)
+            volume = read_volume(reader(file.fileno()), layer.ident)
             number, size = os.fstat(file.fileno()).st_rdev, file.seek(0, os.SEEK_END)
         restore_keys()
         _map(layer.ident, table(volume, layer.ident, number, size))
