@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
+from typing import IO
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -68,14 +69,14 @@ def make(path: Path, uuid: str, key: bytes, content: Path) -> Luks:
     return Luks(path=path, uuid=uuid, key=key)
 
 
-def _crypt(key: bytes, source: object, file: object, *, encrypt: bool) -> None:
+def _crypt(key: bytes, source: IO[bytes], file: IO[bytes], *, encrypt: bool) -> None:
     """Sector by sector; the tweak is the number of its first 512 bytes, little-endian (plain64)."""
     at = 0
-    while data := source.read(SECTOR_BYTES):  # type: ignore[attr-defined]
+    while data := source.read(SECTOR_BYTES):
         tweak = (at * SECTOR_BYTES // 512).to_bytes(16, "little")
         cipher = Cipher(algorithms.AES(key), modes.XTS(tweak))
         work = cipher.encryptor() if encrypt else cipher.decryptor()
-        file.write(work.update(data) + work.finalize())  # type: ignore[attr-defined]
+        file.write(work.update(data) + work.finalize())
         at += 1
 
 
