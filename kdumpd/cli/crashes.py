@@ -100,6 +100,7 @@ def _pairs(crash: Crash) -> list[tuple[str, str]]:
         ("Encrypted", ", ".join(manifest.encrypted_to) if manifest is not None else None),
         ("Log", str(crash.log) if crash.log is not None else None),
         ("Folder", str(crash.path)),
+        ("Also in", ", ".join(map(str, crash.also))),
     ]
     if manifest is not None:
         pairs += [
@@ -132,6 +133,7 @@ def _facts(crash: Crash) -> dict[str, Any]:
     return {
         "name": crash.name,
         "path": str(crash.path),
+        "also": [str(path) for path in crash.also],
         "result": crash.standing.value,
         "problem": crash.problem,
         "time_usec": crash.time_usec,

@@ -47,6 +47,7 @@ class Crash:
     """One crash directory. Times are microseconds of CLOCK_REALTIME; `problem` explains what is not as promised.
 
     `dump` is the dump with its final name, None while there is none; `dump_bytes` is also of an incomplete one.
+    `also` are other folders that captures of the same crash left, with less in them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Crash:
     dump_bytes: int | None = None
     log: Path | None = None
     problem: str | None = None
+    also: tuple[Path, ...] = ()
 
     @property
     def took_usec(self) -> int | None:

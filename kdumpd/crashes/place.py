@@ -7,6 +7,7 @@ all. Knows mounts; mounts nothing itself.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from kdumpd.config.model import Action, Config
@@ -17,6 +18,7 @@ from kdumpd.host import blockdev
 from kdumpd.host.mounts import read_mounts
 
 _ORDER = tuple(Standing)
+_DUMPED = frozenset({Standing.COMPLETE, Standing.INCOMPLETE})
 
 
 def crash_folders(config: Config, root: Path = Path("/")) -> tuple[Path, ...]:
@@ -49,15 +51,39 @@ def crash_folder(config: Config, root: Path = Path("/")) -> Path:
 
 
 def read_all_crashes(config: Config, root: Path = Path("/")) -> tuple[Crash, ...]:
-    """The crashes of all targets that are seen, oldest first. One that lies on several, as its log does when the first
-    target answered late, is the one that has most. Raises TargetError."""
-    best: dict[str, Crash] = {}
-    for folder in crash_folders(config, root):
-        for crash in read_crashes(folder):
-            known = best.setdefault(crash.name, crash)
-            if _ORDER.index(crash.standing) < _ORDER.index(known.standing):
-                best[crash.name] = crash
-    return tuple(sorted(best.values(), key=lambda crash: (crash.time_usec, crash.name)))
+    """The crashes of all targets that are seen, oldest first. One that left several folders, as its log has its own
+    when the first target answered late, is the one that has most. Raises TargetError."""
+    found = [crash for folder in crash_folders(config, root) for crash in read_crashes(folder)]
+    dumps = sorted((crash for crash in found if crash.standing in _DUMPED), key=_rank, reverse=True)
+    dumped = {_run(crash): crash.name for crash in dumps if crash.manifest is not None}  # the best one's name
+    groups: dict[str, list[Crash]] = {}
+    for crash in found:
+        # Where the name was taken by the log, the dump's ends with a number.
+        name = crash.name if crash.standing in _DUMPED else dumped.get(_run(crash), crash.name)
+        groups.setdefault(name, []).append(crash)
+    return tuple(sorted(map(_most, groups.values()), key=lambda crash: (crash.time_usec, crash.name)))
+
+
+def _run(crash: Crash) -> tuple[str, int] | None:
+    """Which run of a collector left it, by machine and microsecond; None where no manifest tells.
+
+    The time of the crash is in seconds, and on a board without a clock the same again and again.
+    """
+    manifest = crash.manifest
+    return None if manifest is None else (manifest.hostname, manifest.started_usec)
+
+
+def _rank(crash: Crash) -> int:
+    return _ORDER.index(crash.standing)
+
+
+def _most(group: list[Crash]) -> Crash:
+    """The one that has most of what captures of one crash left, the first target's among equals."""
+    first, *others = sorted(group, key=_rank)
+    if not others:
+        return first
+    also = (crash.path for crash in others if crash.manifest is not None and _run(crash) == _run(first))
+    return dataclasses.replace(first, also=tuple(also))
 
 
 def _mounted(target: Target, path: str, root: Path) -> Path:

@@ -34,8 +34,9 @@ def expired(crashes: Sequence[Crash], config: Config, now_usec: int) -> tuple[tu
 
 
 def remove(crash: Crash) -> None:
-    """Takes the folder of a crash away, whatever is in it; links in it are not followed. Raises TargetError."""
-    try:
-        shutil.rmtree(crash.path)
-    except OSError as error:
-        raise TargetError(f"the dump in {crash.path} cannot be removed: {os_reason(error)}") from error
+    """Takes the folders of a crash away, whatever is in them; links are not followed. Raises TargetError."""
+    for folder in (*crash.also, crash.path):  # the one that tells of the others last
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise TargetError(f"the dump in {folder} cannot be removed: {os_reason(error)}") from error

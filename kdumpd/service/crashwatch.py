@@ -95,7 +95,9 @@ class CrashWatch:
         for crash in fresh:
             self._tell(crash)
             self._on_added(crash)
-        now = (names | {crash.name for crash in fresh}, {record.key for record in panics})
+        # Should the fuller folder of a crash be removed, the other one is no news.
+        old = {path.name for crash in self._crashes for path in crash.also}
+        now = (names | old | {crash.name for crash in fresh}, {record.key for record in panics})
         if now != _read_seen(self._seen_file):
             text = json.dumps({"names": sorted(now[0]), "panics": sorted(now[1])}, indent=1) + "\n"
             with contextlib.suppress(OSError):  # told again at the next start, which harms nobody

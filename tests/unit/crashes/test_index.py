@@ -13,6 +13,7 @@ from kdumpd.config.model import Action, Config
 from kdumpd.config.targets import LocalTarget, RawTarget, SshTarget
 from kdumpd.crashes.index import Standing, find_crash, read_crash, read_crashes
 from kdumpd.crashes.place import crash_folder, crash_folders, read_all_crashes
+from kdumpd.crashes.retention import remove
 from kdumpd.crashes.text import printable
 from kdumpd.dumpfile.manifest import FileRecord, Manifest, Result
 from kdumpd.errors import NotFoundError, TargetError
@@ -20,13 +21,21 @@ from kdumpd.errors import NotFoundError, TargetError
 DATA = b"KDUMP   " * 100
 
 
-def _crash(folder: Path, name: str, *, second: int = 0, result: Result = Result.COMPLETE, data: bytes = DATA) -> Path:
+def _crash(
+    folder: Path,
+    name: str,
+    *,
+    second: int = 0,
+    result: Result = Result.COMPLETE,
+    data: bytes = DATA,
+    hostname: str = "host",
+) -> Path:
     path = folder / name
     path.mkdir(parents=True)
     (path / "vmcore").write_bytes(data)
     manifest = Manifest(
         result=result,
-        hostname="host",
+        hostname=hostname,
         kernel="6.1.0",
         panic="Kernel panic - not syncing: sysrq triggered crash",
         started_usec=second * 1_000_000,
@@ -216,6 +225,25 @@ def test_the_crashes_of_a_chain(tmp_path: Path) -> None:
     assert [crash.standing for crash in found] == [Standing.COMPLETE] * 3
     with pytest.raises(TargetError, match="which this machine does not see"):
         crash_folders(Config(targets=(SshTarget(user="u", host="h"),)), tmp_path)
+
+
+def test_folders_of_one_crash_are_one_crash(tmp_path: Path) -> None:
+    """A log that went ahead of its dump counts with it, as long as both are by one run of one machine's collector."""
+    folder = tmp_path / "var/crash"
+    log = _crash(folder, "one", second=7, result=Result.LOG_ONLY)
+    dump = _crash(folder, "one-2", second=7)
+    half = _crash(folder, "half", second=7, result=Result.INCOMPLETE)
+    _crash(folder, "elsewhere", second=7, result=Result.LOG_ONLY, hostname="other")
+    _crash(folder, "later", second=8, result=Result.LOG_ONLY)
+    (_crash(folder, "cut", second=7) / "manifest.json").write_text("{")
+    found = {crash.name: crash for crash in read_all_crashes(Config(), tmp_path)}
+    assert set(found) == {"one-2", "half", "elsewhere", "later", "cut"}
+    assert {name: crash.also for name, crash in found.items() if crash.also} == {"one-2": (log,)}
+    remove(found["one-2"])
+    assert not log.exists()
+    assert not dump.exists()
+    assert half.exists()
+    assert len(read_all_crashes(Config(), tmp_path)) == 4
 
 
 def test_what_came_to_the_root_filesystem_is_seen(tmp_path: Path) -> None:

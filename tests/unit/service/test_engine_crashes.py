@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from engine_bench import Bench
@@ -48,6 +49,19 @@ def test_each_crash_is_told_once(bench: Bench) -> None:
     bench.machine.crash("host-20260103T000000Z")
     bench.engine.check()
     assert sum("was captured" in line for line in bench.lines()) == 3
+
+
+def test_a_log_that_went_ahead_of_its_dump_is_no_other_crash(bench: Bench) -> None:
+    bench.engine.check()
+    bench.machine.crash("host-20260101T000000Z", result=Result.LOG_ONLY, reason="the first target did not answer")
+    dump = bench.machine.crash("host-20260101T000000Z-2")
+    bench.engine.check()
+    assert sum("was captured" in line for line in bench.lines()) == 1
+    shutil.rmtree(dump)
+    bench.engine.check()
+    bench.restart()
+    bench.engine.check()
+    assert sum("was captured" in line for line in bench.lines()) == 1
 
 
 def test_hostile_panic_lines_do_not_reach_the_journal_raw(bench: Bench) -> None:
