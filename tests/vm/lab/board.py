@@ -8,16 +8,14 @@ maker calls a sysroot.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import inspect
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from . import cpio, image
 from .aptroot import CACHE, KEEPS_OLD_LISTS, AptRoot, LabError, run
+from .cached import digest, made_once
 from .kernels import load_order
 from .qemu import MACHINES, Machine
 
@@ -110,24 +108,7 @@ def kernel(suite: str = SUITE) -> Kernel:
 def _kept(name: str, facts: str, make: Callable[[Path], None]) -> Path:
     """The folder of that name in the cache, made once for these facts and this recipe."""
     recipe = f"{facts} {inspect.getsource(make)} {_LINKS} {_APPLETS} {_FIRST} {_USB}"
-    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    parent = CACHE / "board"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"{name}-{key}"
-    with (parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                scratch.chmod(0o755)
-                make(scratch)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            for old in parent.glob(f"{name}-*"):
-                if old.is_dir() and old != folder:
-                    shutil.rmtree(old)
-    return folder
+    return made_once(CACHE / "board", name, digest(recipe), make)
 
 
 def device_tree(path: Path) -> Path:

@@ -7,16 +7,13 @@ with what a build needs, configured, kept in the cache and never written to afte
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import inspect
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from .aptroot import CACHE, KEEPS_OLD_LISTS, AptRoot, run
+from .cached import digest, made_once
 
 TOP = Path(__file__).resolve().parents[3]
 PACKAGES = (
@@ -55,23 +52,9 @@ def debian(suite: str) -> Path:
     """The folder of another Debian, from the cache or fresh (about a minute)."""
     apt = AptRoot(suite)
     recipe = [inspect.getsource(_make), *_LEFT_OUT, json.dumps(apt.versions(PACKAGES), sort_keys=True)]
-    key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
-    parent = CACHE / "chroot"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"{suite}-{key}"
-    with (parent / f"{suite}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                _make(apt, scratch / "root")
-                (scratch / "root").rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            for old in parent.glob(f"{suite}-*"):
-                if old != folder:
-                    shutil.rmtree(old)
-    return folder
+    return made_once(
+        CACHE / "chroot", suite, digest("\n".join(recipe)), lambda scratch: _make(apt, scratch / "root"), part="root"
+    )
 
 
 def _make(apt: AptRoot, root: Path) -> None:

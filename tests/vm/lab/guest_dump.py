@@ -9,18 +9,15 @@ kept away at boot, and loaded between two dumps.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import inspect
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from . import image
 from .aptroot import CACHE, run
+from .cached import digest, made_once
 from .qemu import Machine, overlay
 
 MEMORY_MIB = 512
@@ -41,24 +38,12 @@ class GuestDumps:
 def guest_dumps(kernel: str = "6.1") -> GuestDumps:
     """Dumps of a guest with a kernel of series `kernel`."""
     base = image.base()
-    key = hashlib.sha256("\0".join([base.release(kernel), inspect.getsource(_make)]).encode()).hexdigest()[:12]
-    parent = CACHE / "guest-dump"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"{kernel}-{key}"
-    with (parent / f"{kernel}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                (scratch / "facts.json").write_text(json.dumps(_make(scratch, base, kernel)) + "\n")
-                scratch.rename(folder)
-            except BaseException:
-                for name in ("bare", "elf", "kdump", "root.qcow2"):
-                    (scratch / name).unlink(missing_ok=True)
-                raise
-            for old in parent.glob(f"{kernel}-*"):
-                if old != folder:
-                    shutil.rmtree(old)
+    key = digest("\0".join([base.release(kernel), inspect.getsource(_make)]))
+
+    def make(scratch: Path) -> None:
+        (scratch / "facts.json").write_text(json.dumps(_make(scratch, base, kernel)) + "\n")
+
+    folder = made_once(CACHE / "guest-dump", kernel, key, make)
     facts = json.loads((folder / "facts.json").read_text())
     return GuestDumps(bare=folder / "bare", elf=folder / "elf", kdump=folder / "kdump", **facts)
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import inspect
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from . import cpio
 from .aptroot import CACHE, AptRoot, run
+from .cached import made_once
 
 SUITE = "bookworm"
 INSIDE = Path(__file__).parent / "inside"
@@ -119,24 +119,7 @@ def _key(texts: list[str], versions: dict[str, str]) -> str:
 
 
 def _cached(kind: str, key: str, build: Callable[[Path], None]) -> Image:
-    parent = CACHE / "vm"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"{kind}-{key}"
-    with (parent / f"{kind}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix=f"new-{kind}-", dir=parent))
-            try:
-                build(scratch)
-                scratch.chmod(0o755)
-                scratch.rename(folder)
-            except BaseException:
-                shutil.rmtree(scratch, ignore_errors=True)
-                raise
-        os.utime(folder)
-        for old in sorted(parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            shutil.rmtree(old)
-    return Image(folder=folder)
+    return Image(folder=made_once(CACHE / "vm", kind, key, build, kept=KEPT))
 
 
 def _build_base(folder: Path, apt: AptRoot) -> None:

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
-import hashlib
 import json
 import lzma
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from .aptroot import CACHE, AptRoot, LabError, run
+from .cached import digest, made_once
 
 # What finds the disks, reads the file system and takes memory away, in kernels that do not have it built in.
 MODULES = ("crc32c_generic", "nvme", "ext4", "virtio_pci", "virtio_balloon")
@@ -59,22 +57,10 @@ def unpacked(kernel: Kernel) -> Unpacked:
     if not packages:
         raise LabError(f"{kernel.suite}: {kernel.package} depends on no kernel")
     release = packages[0].split("-", 2)[2]
-    parent = CACHE / "kernels"
-    parent.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    folder = parent / f"{release}-{key}"
-    with (parent / f"{release}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                _unpack(apt, packages, release, scratch)
-                (scratch / "wanted").rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            for old in parent.glob(f"{release}-*"):
-                if old != folder:
-                    shutil.rmtree(old)
+    folder = made_once(
+        CACHE / "kernels", release, digest(Path(__file__).read_text()),
+        lambda scratch: _unpack(apt, packages, release, scratch), part="wanted", kept=2,
+    )  # fmt: skip
     order = json.loads((folder / "order.json").read_text())
     return Unpacked(release=release, image=folder / "vmlinuz", modules=tuple(folder / name for name in order))
 

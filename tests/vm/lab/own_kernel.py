@@ -8,16 +8,14 @@ result. Needs flex, bison, bc, libelf-dev and libssl-dev on this host (`tests/ru
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import inspect
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from .aptroot import CACHE, AptRoot, LabError, run
+from .cached import digest, made_once
 from .whole import WholeKernel
 
 SUITE = "forky"
@@ -55,19 +53,10 @@ def own_kernel(*options: str) -> WholeKernel:
         raise LabError(f"{SUITE} has no source of a kernel")
     version = apt.versions(meta[:1])[meta[0]]
     recipe = [version, _ON, *_OTHER, *options, inspect.getsource(_build)]
-    key = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
-    parent = CACHE / "kernels"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"own-{key}"
-    with (parent / f"own-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-own-", dir=parent))
-            try:
-                _build(apt, meta[0], options, scratch)
-                (scratch / "root").rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    folder = made_once(
+        CACHE / "kernels", "own", digest("\0".join(recipe)),
+        lambda scratch: _build(apt, meta[0], options, scratch), part="root", kept=4,
+    )  # fmt: skip
     (image,) = (folder / "boot").glob("vmlinuz-*")
     return WholeKernel(root=folder, release=image.name.removeprefix("vmlinuz-"), image=image)
 

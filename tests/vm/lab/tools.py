@@ -8,9 +8,7 @@ arm64 through QEMU's emulation of single programs.
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .aptroot import CACHE, KEEPS_OLD_LISTS, AptRoot, LabError, run
+from .cached import digest, made_once
 
 # makedumpfile leaves no free page of a 6.12 kernel out before 1.7.7, which trixie does not have yet; crash opens no
 # 7.x kernel before 9.
@@ -103,28 +102,20 @@ def crash(
 @functools.cache
 def _unpacked(packages: tuple[str, ...], suite: str, architecture: str = "amd64") -> Path:
     apt = AptRoot(suite, architecture)
-    version = json.dumps(apt.versions(packages))
-    key = hashlib.sha256(version.encode()).hexdigest()[:12]
-    parent = CACHE / "tools"
-    parent.mkdir(parents=True, exist_ok=True)
+
+    def make(scratch: Path) -> None:
+        run(
+            [
+                "mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--aptopt={KEEPS_OLD_LISTS}",
+                f"--architectures={architecture}", f"--include={','.join(packages)}",
+                suite, str(scratch / "root"), apt.sources[0],
+            ],
+            timeout=600,
+        )  # fmt: skip
+
     name = packages[0] if architecture == "amd64" else f"{packages[0]}-{architecture}"
-    folder = parent / f"{name}-{suite}-{key}"
-    with (parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                run(
-                    [
-                        "mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--aptopt={KEEPS_OLD_LISTS}",
-                        f"--architectures={architecture}", f"--include={','.join(packages)}",
-                        suite, str(scratch / "root"), apt.sources[0],
-                    ],
-                    timeout=600,
-                )  # fmt: skip
-                (scratch / "root").rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    key = digest(json.dumps(apt.versions(packages)))
+    folder = made_once(CACHE / "tools", f"{name}-{suite}", key, make, part="root")
     if not any(list((folder / place).glob("*")) for place in _PROGRAMS):
         raise LabError(f"{folder}: {', '.join(packages)} was not unpacked")
     return folder

@@ -13,11 +13,9 @@ import concurrent.futures
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import inspect
 import json
 import os
-import shutil
 import struct
 import sys
 import tempfile
@@ -26,6 +24,7 @@ from pathlib import Path
 
 from . import image, small
 from .aptroot import CACHE, AptRoot, LabError, run
+from .cached import digest, made_once
 from .kernels import KERNELS, Unpacked, unpacked
 from .qemu import Machine, overlay
 
@@ -69,7 +68,6 @@ class Vmcore:
 
 def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int | None = None) -> Vmcore:
     """The vmcore of a crashed guest: a kernel of Debian 12 by its series ("6.1", "6.12"), or one of KERNELS."""
-    parent = CACHE / "vmcore"
     if kernel in KERNELS:
         memory_mib = memory_mib or SMALL_MEMORY_MIB
         found = unpacked(KERNELS[kernel])
@@ -82,26 +80,12 @@ def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int | None = None) -
         parts += [inspect.getsource(part) for part in (_make, _load_up)]
         parts += [(image.INSIDE / name).read_text() for name in ("capture-init", "workload.py")]
         make = functools.partial(_make, base=base, kernel=kernel, levels=levels, memory_mib=memory_mib)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-    parent.mkdir(parents=True, exist_ok=True)
+
+    def make_with_facts(scratch: Path) -> None:
+        (scratch / "vmcore.json").write_text(json.dumps(make(scratch), indent=1) + "\n")
+
     name = f"{kernel}-{levels}level-{memory_mib}"
-    folder = parent / f"{name}-{key}"
-    with (parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                facts = make(scratch)
-                (scratch / "vmcore.json").write_text(json.dumps(facts, indent=1) + "\n")
-                scratch.rename(folder)
-            except BaseException:
-                # The console's log is what explains a failure.
-                (scratch / "vmcore").unlink(missing_ok=True)
-                (scratch / "root.qcow2").unlink(missing_ok=True)
-                raise
-            for old in parent.glob(f"{name}-*"):
-                if old.is_dir() and old != folder:
-                    shutil.rmtree(old)
+    folder = made_once(CACHE / "vmcore", name, digest("\0".join(parts)), make_with_facts)
     facts = json.loads((folder / "vmcore.json").read_text())
     return Vmcore(path=folder / "vmcore", kernel=kernel, **facts)
 

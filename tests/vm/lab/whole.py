@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
-import hashlib
 import inspect
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import image
 from .aptroot import CACHE, AptRoot, LabError, run
+from .cached import digest, made_once
 from .kernels import KERNELS, Kernel
 
 _VERSIONED = re.compile(r"linux-(image|binary|modules|base)-\d")
@@ -49,22 +46,14 @@ def whole(name: str) -> WholeKernel:
     if not packages:
         raise LabError(f"{kernel.suite}: {kernel.package} depends on no kernel")
     release = packages[0].split("-", 2)[2]
-    parent = CACHE / "kernels"
-    parent.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(inspect.getsource(_unpack).encode() + _VERSIONED.pattern.encode()).hexdigest()[:12]
-    folder = parent / f"whole-{release}-{key}"
-    with (parent / f"whole-{release}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-            try:
-                _unpack(apt, packages, release, scratch)
-                (scratch / "root").rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            for old in parent.glob(f"whole-{release}*"):
-                if old.is_dir() and old != folder:
-                    shutil.rmtree(old)
+    key = digest(inspect.getsource(_unpack) + _VERSIONED.pattern)
+    folder = made_once(
+        CACHE / "kernels",
+        f"whole-{release}",
+        key,
+        lambda scratch: _unpack(apt, packages, release, scratch),
+        part="root",
+    )
     places = [folder / f"boot/vmlinuz-{release}", folder / f"usr/lib/modules/{release}/vmlinuz"]
     found = next((path for path in places if path.exists()), None)
     if found is None:
