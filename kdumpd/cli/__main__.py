@@ -6,18 +6,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import os
 import sys
 from pathlib import Path
 
 from kdumpd.cli import failure
 from kdumpd.cli.parser import make_parser
+from kdumpd.config.streams import have_streams
 from kdumpd.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    _have_streams()
+    have_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A panic line or a path that the locale cannot show must not end in an error.
@@ -29,17 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except BaseException as error:
         return failure.report(error)
-
-
-def _have_streams() -> None:
-    """Whoever closed standard output (`>&-`) wants the exit status alone. No file opened later takes its place."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    # Python has noticed before, and left None.
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _status(words: list[str]) -> int:

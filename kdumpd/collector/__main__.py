@@ -16,6 +16,7 @@ from typing import NoReturn
 from kdumpd.collector.lean import without_unused_parts
 from kdumpd.collector.progress import available_memory
 from kdumpd.collector.scarce import spare_memory
+from kdumpd.config.streams import have_streams
 from kdumpd.errors import KdumpError, os_reason
 
 _INTERRUPTED = 130
@@ -42,14 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _whole_process() -> NoReturn:
+    have_streams()
     without_unused_parts()
     spare_memory(available_memory())
     status = main(sys.argv[1:])
-    # Who closed an output (`>&-`) wants nothing of it.
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError as error:
             if status == 0:
                 status = 1

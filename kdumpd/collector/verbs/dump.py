@@ -113,6 +113,8 @@ def _to_stdout(options: CollectorOptions, console: Console) -> int:
     console.stdout_is_taken = True
     if os.isatty(_STDOUT_FD):
         raise UsageError("standard output is a terminal", hint="send the stream into a file or a program")
+    if sys.__stdout__ is None:
+        raise UsageError("standard output is closed", hint="send the stream into a file or a program")
     vmcore = Path(options.operands[0])
     began = time.monotonic()
     outcome = Outcome()

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_kernel import OLD, FakeKernel
 
 TOP = Path(__file__).resolve().parents[3]
 PYTHON = "/usr/bin/python3"
@@ -74,3 +75,17 @@ def test_who_wants_no_output_gets_none(redirection: str) -> None:
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "fault" not in done.stderr
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- <&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_place_for_a_dump(tmp_path: Path, redirection: str) -> None:
+    """Whatever is opened first gets the number of a stream that is closed."""
+    core = FakeKernel(OLD).write(tmp_path / "core")
+    command = f'"$0" -m kdumpd.collector --num-threads 2 -z -d 31 "$1" "$2" {redirection}'
+    done = run("sh", "-c", command, PYTHON, str(core), str(tmp_path / "dump"))
+    assert done.returncode == 0
+    assert "ended" not in done.stderr
+    assert run(PYTHON, "-m", "kdumpd.collector", "--verify", str(tmp_path / "dump")).returncode == 0
+    stream = run("sh", "-c", f'"$0" -m kdumpd.collector -F "$1" {redirection}', PYTHON, str(core))
+    assert stream.returncode == 2
+    assert "2>" in redirection or "standard output is closed" in stream.stderr
