@@ -27,7 +27,7 @@ _PAGE = _word(BLOCK_SIZE)
 _ROOM = _word(BLOCK_SIZE - 1)
 
 
-def _load(name: str) -> ctypes.CDLL | None:
+def load_library(name: str) -> ctypes.CDLL | None:
     """The shared library, by the name that its Debian, Fedora and SUSE packages give it."""
     try:
         return ctypes.CDLL(name)
@@ -35,9 +35,8 @@ def _load(name: str) -> ctypes.CDLL | None:
         return None
 
 
-# Opened when this module is imported, so that whoever makes the capture image sees that they are needed.
-_ZSTD = _load("libzstd.so.1")
-_DEFLATE = _load("libdeflate.so.0")
+# Opened when this module is imported, so that whoever makes the capture image sees that it is needed.
+_ZSTD = load_library("libzstd.so.1")
 
 
 class PageBuffer:
@@ -60,7 +59,7 @@ class NativeCompressor:
     def __init__(self, codec: Codec, level: int) -> None:
         """Raises OSError when the library for `codec` is not there."""
         self._free: Callable[[_Argument], Any] | None = None
-        library = {Codec.ZSTD: _ZSTD, Codec.ZLIB: _DEFLATE}.get(codec)
+        library = _ZSTD if codec is Codec.ZSTD else load_library("libdeflate.so.0") if codec is Codec.ZLIB else None
         if library is None:
             raise OSError(f"no library for {codec.name.lower()}")
         self._is_zstd = codec is Codec.ZSTD

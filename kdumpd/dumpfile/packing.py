@@ -7,8 +7,10 @@ same however the batches are spread over threads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -66,19 +68,18 @@ class PackedPages:
         return PackedPages(self.parts[before : before + here], self.sizes[first:last], self.flags[first:last])
 
 
+class _Compressor(Protocol):
+    def pack(self, source: PageBuffer, target: PageBuffer, which: Sequence[int]) -> list[int]:
+        """As NativeCompressor.pack."""
+
+
 class Packing:
     """Packs batches with one codec at one level; for one thread."""
 
     def __init__(self, codec: Codec, level: int | None) -> None:
         """Raises UnsupportedError when a library for `codec` is missing."""
         self._codec = codec
-        self._compressor: NativeCompressor | _PageByPage | None = None
-        if codec is not Codec.RAW:
-            try:
-                self._compressor = NativeCompressor(codec, FAST if level is None else level)
-            except OSError:
-                # Python's module for the codec does the same, slower.
-                self._compressor = _PageByPage(packer(codec, level))
+        self._compressor = None if codec is Codec.RAW else _compressor(codec, FAST if level is None else level)
 
     def __call__(self, source: PageBuffer, target: PageBuffer, count: int) -> PackedPages:
         """The first `count` pages of `source`. What it returns refers to `target`."""
@@ -127,6 +128,26 @@ class Packing:
 def _shrunk(sizes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """An error of a library is 0 or a very large number; so is what it gave up."""
     return (sizes > 0) & (sizes < BLOCK_SIZE)
+
+
+def try_zlib() -> None:
+    """Opens all that packs for zlib and is installed, so that whoever makes the capture image sees what is needed."""
+    for level in (FAST, FAST + 1):
+        _compressor(Codec.ZLIB, level)
+
+
+def _compressor(codec: Codec, level: int) -> _Compressor:
+    """The fastest that there is. Raises UnsupportedError."""
+    if codec is Codec.ZLIB and level == FAST:
+        from kdumpd.dumpfile.isal import IsalCompressor
+
+        with contextlib.suppress(OSError):
+            return IsalCompressor()
+    try:
+        return NativeCompressor(codec, level)
+    except OSError:
+        # Python's module for the codec does the same, slower.
+        return _PageByPage(packer(codec, level))
 
 
 class _PageByPage:

@@ -203,7 +203,9 @@ def build(request: BoardRequest) -> BoardImage:
     with origin.python(kernel.arch) as interpreter, _staged(origin) as package:
         try:
             _require_version(interpreter, origin)
-            closure = _of_origin(pyclosure.find_closure(interpreter, package), origin, Path(interpreter).parent)
+            requested = pyclosure.requested_by(request.capture.dump)
+            found = pyclosure.find_closure(interpreter, package, requested=requested)
+            closure = _of_origin(found, origin, Path(interpreter).parent)
             elfs += contents.add_python(tree, closure, package, interpreter, origin)
         except BuildError as error:
             raise _renamed(error, interpreter, origin.place(PYTHON)) from error

@@ -184,9 +184,10 @@ def _stock_inputs(request: BuildRequest, *, squashed: bool, compression: str) ->
 
 
 def _requested(capture: CaptureConfig) -> tuple[str, ...]:
-    """The packages of Python that not every image has."""
+    """What not every image has, by the names in pyclosure.ON_REQUEST."""
     sealed = ("cryptography",) if capture.encrypt_to else ()
-    return (*sealed, "paramiko") if network.asks_for_ssh(capture) else sealed
+    remote = ("paramiko",) if network.asks_for_ssh(capture) else ()
+    return (*pyclosure.requested_by(capture.dump), *sealed, *remote)
 
 
 def _trust(request: BuildRequest) -> tuple[str, ...]:

@@ -239,7 +239,12 @@ def add_libraries(tree: Tree, paths: Sequence[str], mapped: Sequence[str], origi
         if facts is not None and facts.soname not in names:
             for library in elf.find_libraries([path], origin=origin):
                 tree.add_file(library.target, origin.place(library.source))
-            tree.add_file(path, origin.place(path))
+            # Opened by its soname, which was a link; where something else needs it, it has that name, too.
+            folder, name = os.path.split(path)
+            soname = facts.soname or name
+            tree.add_file(f"{folder}/{soname}", origin.place(path))
+            if soname != name:
+                tree.add_link(merged(path), soname)
 
 
 def module_place(release: str, path: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import kdumpd
+from kdumpd.config.model import Compression, DumpSettings
 from kdumpd.errors import BuildError
 
 INTERPRETER = "/usr/bin/python3"
@@ -53,7 +54,10 @@ OPTIONAL_MODULES = (
     "snappy",
 )
 # Packages for what few configurations ask for, and what loads all that is needed of them: a module, a function of it.
+# DEFLATE is no package: these libraries pack faster than zlib's, and are taken where they are installed.
+DEFLATE = "deflate"
 ON_REQUEST = {
+    DEFLATE: ("kdumpd.dumpfile.packing", "try_zlib"),
     "cryptography": ("kdumpd.dumpfile.sealed", "try_out"),
     "paramiko": ("kdumpd.targets.ssh", "try_out"),
 }
@@ -152,6 +156,12 @@ def installed_optional() -> tuple[str, ...]:
     return tuple(name for name in OPTIONAL_MODULES if "." not in name and importlib.util.find_spec(name) is not None)
 
 
+def requested_by(dump: DumpSettings) -> tuple[str, ...]:
+    """What of ON_REQUEST packs pages as `dump` wants them."""
+    packs_with_zlib = dump.compression is Compression.ZLIB and not dump.elf and not dump.external
+    return (DEFLATE,) if packs_with_zlib else ()
+
+
 def find_closure(
     interpreter: str = INTERPRETER,
     package_dir: Path = PACKAGE_DIR,
@@ -163,7 +173,8 @@ def find_closure(
     Raises BuildError naming a module that is missing.
     """
     for name in requested:
-        _require(interpreter, name)
+        if name != DEFLATE:
+            _require(interpreter, name)
     try:
         answer = _probe(interpreter, package_dir, modules, requested, LEFT_OUT_MODULES)
         reason = f"module {answer['missing']} is missing" if "missing" in answer else None

@@ -7,9 +7,11 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,9 @@ import pytest
 from fake_kernel import NEW, FakeKernel
 
 import kdumpd
-from kdumpd.config.model import DumpSettings
+from kdumpd.config.model import Compression, DumpSettings
 from kdumpd.errors import BuildError, BusyError, UnsupportedError
-from kdumpd.image import build, check, cpio, parts, pyclosure, read_record
+from kdumpd.image import build, check, contents, cpio, parts, pyclosure, read_record
 from kdumpd.image import builder as builder_module
 
 if TYPE_CHECKING:
@@ -187,6 +189,41 @@ def test_what_encrypts_is_inside_only_on_request() -> None:
     ) as caught:
         pyclosure.find_closure(requested=("nothing_like_it",))
     assert caught.value.hint == "install python3-nothing_like_it"
+
+
+def test_what_packs_for_zlib_is_inside_only_on_request(request_for: BuildRequest, tmp_path: Path) -> None:
+    """And opened there by the names that the host's libraries have."""
+    library = re.compile(r"/lib(isal|deflate)\.so\.")
+    assert not [path for path in pyclosure.find_closure().mapped if library.search(path)]
+    capture = dataclasses.replace(request_for.capture, dump=DumpSettings(compression=Compression.ZLIB))
+    request = dataclasses.replace(request_for, capture=capture)
+    record = build(request)
+    assert {found[1] for file in record.files if (found := library.search(file.path))} == {"isal", "deflate"}
+    image = tmp_path / "image"
+    image.mkdir()
+    _unpack(request, record, image)
+    script = (
+        "from kdumpd.dumpfile.packing import Packing; from kdumpd.dumpfile.diskdump import Codec\n"
+        "for level in (1, 2): print(type(Packing(Codec.ZLIB, level)._compressor).__name__)\n"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if '.so' in line})"
+    )
+    done = _python_of(image, "-c", script)
+    assert done.returncode == 0, done.stderr
+    first, second, mapped = done.stdout.splitlines()
+    assert (first, second) == ("IsalCompressor", "NativeCompressor")
+    found = {path for path in mapped.split() if library.search(path)}
+    assert len(found) == 2
+    assert all(path.startswith(str(image)) for path in found)
+
+
+def test_what_is_opened_by_name_has_the_name_that_it_was_opened_by(tmp_path: Path) -> None:
+    """/proc/PID/maps shows where a link led."""
+    real = Path("/usr/lib") / sysconfig.get_config_var("MULTIARCH") / "libisal.so.2"
+    tree = contents.Tree()
+    contents.add_libraries(tree, [], [str(real.resolve())])
+    entry = tree.entries[str(real).lstrip("/")]
+    assert entry.content == real.read_bytes()
+    assert tree.entries[str(real.resolve()).lstrip("/")].content == b"libisal.so.2"
 
 
 def test_an_image_that_encrypts_does_it_with_its_own_files(request_for: BuildRequest, tmp_path: Path) -> None:
