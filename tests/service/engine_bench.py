@@ -14,6 +14,11 @@ from kdumpd.service.places import Places
 from kdumpd.service.status import Status
 
 
+def codes(status: Status) -> list[str]:
+    """Of its reasons."""
+    return [reason.code.value for reason in status.state.reasons]
+
+
 class Bench:
     """An engine on a fake machine."""
 
@@ -43,7 +48,7 @@ class Bench:
         return self.status.state.rung.value
 
     def codes(self) -> list[str]:
-        return [reason.code.value for reason in self.status.state.reasons]
+        return codes(self.status)
 
     def lines(self) -> list[str]:
         return self.journal.getvalue().splitlines()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bus_bench import wait
 from fake_kernel import OLD, FakeKernel
 
 from kdumpd.collector import capture as capturing
@@ -159,17 +160,19 @@ def test_with_no_target_left_the_reason_is_told(lab: Lab) -> None:
 
 def test_each_target_has_its_share_of_the_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one waits for as long as it is let; the next ones still have their time."""
+    real, waited = time.monotonic, 0.0
 
     def waits(alive: Callable[[], None]) -> None:
+        nonlocal waited
         while True:
             alive()
-            time.sleep(0.01)
+            waited += 0.5
 
+    monkeypatch.setattr(time, "monotonic", lambda: real() + waited)
     monkeypatch.setattr(capturing, "_LAST_SEC", 0.0)
     lab.before[FIRST] = waits
-    started = time.monotonic()
-    assert capture(lab.places, Orders(until_sec=int(started) + 4)) == 0
-    assert 0.8 < time.monotonic() - started < 3
+    assert capture(lab.places, Orders(until_sec=int(time.monotonic()) + 3000)) == 0
+    assert 800 < waited <= 1001  # a third, less what the real work took meanwhile
     (crash,) = lab.crashes("b")
     assert any("the time for this target is over" in note for note in lab.manifest(crash).notes)
 
@@ -217,26 +220,23 @@ def test_one_that_hangs_does_not_keep_the_log_from_the_one_behind_it() -> None:
 
     def save(destination: Destination) -> bool:
         asked.append(destination)
-        return destination is not SECOND or go_on.wait(20)
+        return destination is not SECOND or go_on.wait(60)
 
-    began = time.monotonic()
-    early = EarlyLog([SECOND, THIRD, FIRST], save, 0.05, 0.2)
-    while THIRD not in asked:
-        assert time.monotonic() < began + 10
-        time.sleep(0.01)
-    time.sleep(0.5)
+    early = EarlyLog([SECOND, THIRD, FIRST], save, 0.05, 1.0)
+    wait(lambda: not early._threads[0].is_alive(), "the end of the thread that begins the others")
     assert asked == [SECOND, THIRD]
+    assert early._threads[1].is_alive()
     go_on.set()
     early.settle(lambda: None)
-    assert time.monotonic() < began + 10
+    assert not any(thread.is_alive() for thread in early._threads)
 
 
 def test_a_target_that_answers_keeps_the_log_to_itself(lab: Lab) -> None:
     saved = threading.Event()
-    early = EarlyLog([SECOND], lambda _: bool(saved.set()), 0.05)
+    early = EarlyLog([SECOND], lambda _: bool(saved.set()), 600)
     early.not_needed()
+    wait(lambda: not early._threads[0].is_alive(), "the end of the thread that waits")
     early.settle(lambda: None)
-    time.sleep(0.1)
     assert not saved.is_set()
 
 

@@ -45,8 +45,8 @@ def test_a_failing_and_a_hanging_program_stop_no_other(machine: FakeMachine, cap
     put(machine, "3-broken", "").write_text("no program\n")
     put(machine, "4-works", f"touch {said}")
     start = time.monotonic()
-    assert run(machine, seconds=0.5) == 1
-    assert time.monotonic() - start < 10
+    assert run(machine, seconds=3) == 1
+    assert time.monotonic() - start < 60  # of the hundred that it sleeps
     assert said.exists()
     err = capfd.readouterr().err
     for words in ("1-fails failed with status 3", "2-hangs was ended", "3-broken cannot be run"):

@@ -144,7 +144,7 @@ def test_damaged_ones_are_refused_and_nothing_stays_open(tmp_path: Path, data: b
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(LoadError, match=r"damaged|cut short"):
         unpacked(fd, header, "vmlinuz")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # less when what another test left is freed
     os.close(fd)
 
 

@@ -108,7 +108,7 @@ def test_nonsense_is_refused_and_leaves_nothing_open(data: bytes) -> None:
         socket.send_fds(ours, [data], [file.fileno()])
         with pytest.raises(LoadError, match="does not understand"):
             receive_request(theirs)
-    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert len(os.listdir("/proc/self/fd")) <= before - 2  # less when what another test left is freed
 
 
 def test_the_server_loads_and_answers(machine: FakeMachine) -> None:

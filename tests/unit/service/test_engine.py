@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bus_bench import wait
-from engine_bench import Bench
+from engine_bench import Bench, codes
 from fake_machine import RELEASE, bzimage
 
 from kdumpd.errors import (
@@ -106,7 +106,7 @@ def test_a_change_is_seen_soon_and_acted_upon_once(bench: Bench) -> None:
         bench.machine.config("final_action poweroff\n")
         for _ in range(100):
             bench.engine.changed("config")
-        wait(lambda: "image-stale" in bench.codes(), "the look")
+        wait(lambda: any("image-stale" in codes(status) for status in bench.seen), "the look")
         wait(lambda: bench.rung == "loaded" and bench.status.image_id == bench.machine.image_id(), "the load")
         assert bench.builder.builds == 2
     finally:
@@ -306,15 +306,21 @@ def test_an_unknown_directive_is_only_a_note(bench: Bench) -> None:
 
 
 def test_only_one_thing_at_a_time(bench: Bench) -> None:
-    bench.builder.seconds = 1.0
+    build, go_on = bench.builder.build, threading.Event()
+
+    def waits(release: str) -> str:
+        assert go_on.wait(60)
+        return build(release)
+
+    bench.builder.build = waits  # type: ignore[method-assign]
     worker = threading.Thread(target=bench.engine.check)
     worker.start()
-    while not (bench.seen and bench.status.activity == "building"):
-        pass
+    wait(lambda: bench.seen and bench.status.activity == "building", "the build")
     for action in (bench.engine.load, bench.engine.unload, bench.engine.reload, bench.engine.rebuild):
         with pytest.raises(BusyError):
             action()
     bench.engine.check()
+    go_on.set()
     worker.join()
     assert bench.rung == "loaded"
     assert bench.builder.builds == 1

@@ -174,8 +174,8 @@ def test_damaged_memory_costs_pages_and_no_time(
         value = chance.choice([chance.getrandbits(64), DIRECT + chance.randrange(16 << 20), 0, (1 << 64) - 1])
         struct.pack_into("<Q", kernel.memory, place, value)
     path = tmp_path_factory.mktemp("damaged") / "core"
-    started = time.monotonic()
+    started = time.process_time()
     found = walked(kernel, facts, path)
     path.unlink()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert kernel.root // PAGE in found["memory map"]
