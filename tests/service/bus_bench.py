@@ -77,7 +77,12 @@ class Bus:
             stderr=subprocess.DEVNULL,
         )
         self.pid = self._process.pid
-        wait(path.exists, "the bus")
+        wait(self._listens, "the bus")
+
+    def _listens(self) -> bool:
+        """Its socket has a name a moment before it takes connections."""
+        with socket.socket(socket.AF_UNIX) as tried:
+            return tried.connect_ex(self.address.removeprefix("unix:path=")) == 0
 
     def stop(self) -> None:
         """Ends the bus."""
@@ -200,6 +205,14 @@ def wait(condition: Callable[[], object], what: str, seconds: float = 30) -> Non
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def runs(pid: int | str) -> bool:
+    """Whether there is such a process; one that is only waited for (a zombie) is over."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def as_nobody(address: str, *methods: str) -> list[str]:

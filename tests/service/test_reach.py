@@ -23,7 +23,7 @@ REPORT = "run/kdumpd/targets.json"
 def server(folder: Path) -> Iterator[Sshd]:
     found = Sshd(folder / "sshd").start()
     yield found
-    found.stop()
+    found.close()
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def _quiet(machine: FakeMachine, service: Service, seconds: float = 2.0) -> Call
         first = os.stat(machine.root / REPORT).st_mtime_ns
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            with contextlib.suppress(FileNotFoundError):  # a thread that ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
                 if trials():
                     return False
             time.sleep(0.05)

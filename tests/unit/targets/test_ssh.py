@@ -153,12 +153,15 @@ def test_modes_whatever_the_servers_umask(tmp_path: Path, core: Path) -> None:
     done = threading.Event()
 
     def look() -> None:
-        while not done.is_set():
-            for path in (tmp_path / "out").rglob("*"):
-                with contextlib.suppress(OSError):
-                    status = path.stat()
-                    if status.st_size or path.is_dir():
-                        seen.add(stat.S_IMODE(status.st_mode))
+        over = False
+        while not over:
+            over = done.is_set()  # one look more when all of it is there
+            with contextlib.suppress(OSError):
+                for path in (tmp_path / "out").rglob("*"):
+                    with contextlib.suppress(OSError):
+                        status = path.stat()
+                        if status.st_size or path.is_dir():
+                            seen.add(stat.S_IMODE(status.st_mode))
 
     with running(tmp_path / "sshd", sftp="internal-sftp -u 000") as server:
         looker = threading.Thread(target=look)
@@ -189,7 +192,7 @@ def test_the_wire_falls_silent(
     monkeypatch.setattr(link, "REPLY_SEC", 5.0)
     wire = wired(freeze_at=1_000_000)
     assert run_capture(tmp_path, core, destination(server, tmp_path / "out", wire.port)) == 0
-    assert wire.connections == 2
+    assert wire.connections >= 2  # more where a server that is only slow was given up, too
     check_whole(only_crash(tmp_path / "out"))
 
 
@@ -200,10 +203,12 @@ def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
         with target.open_crash("c", nothing) as store, store.create_file("f") as file:
             file.write_at(0, data[: 1 << 20])
             server.stop()
-            threading.Timer(2.0, server.start).start()
+            comes_back = threading.Timer(2.0, server.start)
+            comes_back.start()
             file.write_at(1 << 20, data[1 << 20 :])
             file.sync()
             assert file.read_at(0, len(data) + 1) == data
+        comes_back.join()
         assert (tmp_path / "out/c/f").read_bytes() == data
 
 
@@ -221,7 +226,7 @@ def test_the_server_never_comes_back(tmp_path: Path) -> None:
             server.stop()
             file.write_at(100_000, bytes(100_000))
             file.sync()
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
     assert {path.name for path in (tmp_path / "out/c").iterdir()} == {"vmcore.incomplete"}
 
 
@@ -242,7 +247,7 @@ def test_a_frozen_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 began = time.monotonic()
                 file.write_at(1000, bytes(1000))
                 file.sync()
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 60
         finally:
             server.signal(signal.SIGCONT)
 

@@ -134,7 +134,7 @@ def test_a_server_that_does_not_take_the_key(option: str, tmp_path: Path) -> Non
             open_and_leave(destination(server, tmp_path / "out", wire.port))
         wire.close()
         assert wire.connections == 1
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
 
 
 def test_keys_that_cannot_be_used(server: Sshd, tmp_path: Path) -> None:
@@ -185,6 +185,7 @@ class Liar:
             taken.close()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would leave the thread in accept(2)
         self._listener.close()
 
 
@@ -192,13 +193,13 @@ class Liar:
 def test_what_is_no_server_costs_a_bounded_time(
     line: bytes, server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdumpd.targets.link.REPLY_SEC", 1.5)
+    monkeypatch.setattr("kdumpd.targets.link.REPLY_SEC", 1.0)
     liar = Liar(line)
     began = time.monotonic()
-    with pytest.raises(TargetError, match="within 3 s"):
-        open_and_leave(destination(server, tmp_path / "out", liar.port), give_up_sec=3.0)
+    with pytest.raises(TargetError, match="within 5 s"):
+        open_and_leave(destination(server, tmp_path / "out", liar.port), give_up_sec=5.0)
     liar.close()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert liar.connections >= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,6 +26,34 @@ ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
 ip route add default via {HOST}
 """
+
+
+class Port:
+    """A port of 127.0.0.1 that is free, stays this object's until `release`, and may be listened at again and again.
+
+    None of those that the kernel gives to connections (net.ipv4.ip_local_port_range): one of them could be gone before
+    the server that it is for has begun, or while that is down. A client that knocks there meanwhile would meet itself.
+    """
+
+    def __init__(self) -> None:
+        for number in random.SystemRandom().sample(range(15_000, 32_000), 2000):
+            # The name is taken by whoever else looks for a port, in this process or another one, and goes with it.
+            self._mark = socket.socket(socket.AF_UNIX)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    self._mark.bind(f"\0kdumpd-test-port-{number}")
+                    probe.bind(("127.0.0.1", number))
+                except OSError:
+                    self._mark.close()
+                    continue
+            self.number = number
+            return
+        raise AssertionError("no port is free")
+
+    def release(self) -> None:
+        """It may be somebody else's."""
+        self._mark.close()
 
 
 def make_key(path: Path, kind: str = "ed25519") -> Path:
@@ -54,9 +83,8 @@ class Sshd:
                 make_key(key)
         (folder / "authorized_keys").write_text(public(self.key) + "\n")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._reserved = Port()
+        self.port = self._reserved.number
         lines = [
             *options,
             f"Port {self.port}",
@@ -125,6 +153,11 @@ class Sshd:
             self._process.wait(20)
             self._process = None
 
+    def close(self) -> None:
+        """Ends it for good."""
+        self.stop()
+        self._reserved.release()
+
     def pin(self, port: int, text: str | None = None, name: str = NAME) -> Path:
         """A known_hosts file with this server's key, seen at `port`, or with `text`."""
         path = self.folder / "known_hosts"
@@ -139,7 +172,7 @@ def running(folder: Path, *options: str, sftp: str | None = "internal-sftp", roo
     try:
         yield server.start()
     finally:
-        server.stop()
+        server.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -198,4 +231,6 @@ class Wire:
 
     def close(self) -> None:
         """No further connections."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would leave the thread in accept(2)
         self._listener.close()
