@@ -205,7 +205,8 @@ class _Run:
             took = (manifest.finished_usec - manifest.started_usec) / 1e6
             name = self.names.get(DUMP_NAME, DUMP_NAME) + (ENCRYPTED_SUFFIX if self._settings.encrypt_to else "")
             self._answers.tell("mount", mounted)
-            progress.say(f"SAVED {where}/{name}: {summary(manifest.dump.size_bytes, manifest.pages, took)}")
+            said = summary(manifest.dump.size_bytes, manifest.pages, took, manifest.page_size_bytes)
+            progress.say(f"SAVED {where}/{name}: {said}")
             return True
         self._failed(destination, f"{manifest.result} in {where}: {manifest.reason}")
         return False
@@ -404,6 +405,7 @@ class _Run:
             dump=FileRecord(name=name, size_bytes=outcome.size_bytes, regions=outcome.regions) if dumped else None,
             log=log,
             pages=outcome.pages,
+            page_size_bytes=outcome.page_size,
             peak_rss_bytes=outcome.peak_memory(),
             lowest_available_bytes=self._progress.lowest_available,
             timings_sec=outcome.timings_sec,

@@ -15,16 +15,16 @@ from typing import Self
 from kdumpd.collector.order import Pfns, batches
 from kdumpd.collector.progress import available_memory
 from kdumpd.collector.workers import AT_A_TIME, Done, Workers
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
+from kdumpd.dumpfile.diskdump import Codec
+from kdumpd.dumpfile.packing import GROUP
 from kdumpd.dumpfile.sink import PageWriter
 from kdumpd.vmcore.memory import CrashedMemory
 
-# In a batch: enough to hide the cost of each call, and they stay in the cache from reading to packing. They take 4 KiB
-# each in a slot, and in each process that packs. Whole groups of packing.GROUP, so that what a page becomes does not
-# depend on the number of workers.
-_PAGES_ALONE = 512
-_PAGES_SCARCE = 128
-_PAGES_EACH = 256
+# Bytes of pages in a batch: enough to hide the cost of each call, and they stay in the cache from reading to packing.
+# They take that much in a slot, and in each process that packs.
+_BYTES_ALONE = 2 << 20
+_BYTES_SCARCE = 512 << 10
+_BYTES_EACH = 1 << 20
 MAX_WORKERS = 16  # more would wait for the one that writes
 _WORKER_BYTES = 6 << 20  # measured: its slots and what it does not share
 _SHARE = 8  # of what is available, the part that workers may take
@@ -42,13 +42,19 @@ class Copied:
 
 
 def _affordable() -> tuple[int, int]:
-    """How many workers there is memory for, and how many pages in a batch without any: read and packed, they lie in
-    memory twice."""
+    """How many workers there is memory for, and how many bytes of pages in a batch without any: read and packed, they
+    lie in memory twice."""
     available = available_memory()
     if available is None:
-        return MAX_WORKERS, _PAGES_ALONE
+        return MAX_WORKERS, _BYTES_ALONE
     share = available // _SHARE
-    return share // _WORKER_BYTES, _PAGES_ALONE if share >= 2 * _PAGES_ALONE * BLOCK_SIZE else _PAGES_SCARCE
+    return share // _WORKER_BYTES, _BYTES_ALONE if share >= 2 * _BYTES_ALONE else _BYTES_SCARCE
+
+
+def _pages_in(size: int, page_size: int) -> int:
+    """Pages for a batch of `size` bytes: whole groups of packing.GROUP, so that what a page becomes does not depend on
+    the number of workers."""
+    return max(1, size // page_size // GROUP) * GROUP
 
 
 class Copier:
@@ -68,13 +74,14 @@ class Copier:
         self._writer = writer
         self._step = step
         self._copied = copied
-        workers, pages = _affordable()
+        workers, size = _affordable()
         count = min(threads, MAX_WORKERS, workers) if codec is not Codec.RAW else 0
         if count > 1:
             # One waits to be written while all workers have what they can have.
-            self._pages, slots = _PAGES_EACH, AT_A_TIME * count + 1
+            size, slots = _BYTES_EACH, AT_A_TIME * count + 1
         else:
-            self._pages, slots, count = pages, 1, 0
+            slots, count = 1, 0
+        self._pages = _pages_in(size, core.page_size)
         self._workers = Workers(count, core, codec, self._pages, slots)
 
     def __enter__(self) -> Self:

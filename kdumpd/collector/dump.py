@@ -47,14 +47,16 @@ _ENOUGH_TO_MEASURE = 1 << 20
 class Outcome:
     """What became of the dump, kept up to date so that a failure leaves it true.
 
-    `level` and `compression_level` are those taken in the end, `timings_sec` what each part of the work took,
-    `unreadable` the pfns that were saved as zeros, `workers_bytes` the memory of processes that packed pages.
+    `page_size` is that of `pages` in bytes, `level` and `compression_level` are those taken in the end, `timings_sec`
+    what each part of the work took, `unreadable` the pfns that were saved as zeros, `workers_bytes` the memory of
+    processes that packed pages.
     """
 
     pages: dict[str, int] = dataclasses.field(default_factory=dict)
     size_bytes: int = 0
     level: int | None = None
     compression_level: int | None = None
+    page_size: int = PAGE_SIZE
     regions: tuple[Region, ...] = ()
     unreadable: frozenset[int] = frozenset()
     workers_bytes: int = 0
@@ -101,6 +103,7 @@ def write_plan(
     """As write_dump, for pages that were chosen already; with a `part`, for those in [start, end) alone."""
     found = plan.found
     outcome.level = plan.level
+    outcome.page_size = source.core.page_size
     outcome.pages = page_counts(found)
 
     progress.phase("writing what is needed first")
@@ -133,9 +136,9 @@ def page_counts(found: Classification) -> dict[str, int]:
     return counts | {page_class.name.lower(): count for page_class, count in found.counts.items()}
 
 
-def summary(size_bytes: int, pages: Mapping[str, int], seconds: float) -> str:
+def summary(size_bytes: int, pages: Mapping[str, int], seconds: float, page_size: int = PAGE_SIZE) -> str:
     """How big, how long, what was left out: for the last line that a person sees."""
-    left_out = [f"{size_text(pages[name] * PAGE_SIZE)} {words}" for name, words in _CLASSES.items() if pages.get(name)]
+    left_out = [f"{size_text(pages[name] * page_size)} {words}" for name, words in _CLASSES.items() if pages.get(name)]
     lost = f", {pages['unreadable']} that could not be read are zero" if pages.get("unreadable") else ""
     return (
         f"{size_text(size_bytes)} in {seconds:.1f} s, {pages.get('kept', 0)} of {pages.get('total', 0)} pages kept"
@@ -163,7 +166,12 @@ def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions, part: 
         from kdumpd.dumpfile.elfdump import ElfWriter
 
         elf = ElfWriter(
-            sink, machine=source.core.machine, segments=source.segments(), notes=origin.notes, kept=plan.kept
+            sink,
+            machine=source.core.machine,
+            segments=source.segments(),
+            notes=origin.notes,
+            kept=plan.kept,
+            page_size=source.core.page_size,
         )
         if elf.filled:
             source.notes.append(f"{elf.filled} pages that were left out lie in short holes and read as zeros")
@@ -173,6 +181,7 @@ def _writer(source: Source, plan: Plan, sink: Sink, options: DumpOptions, part: 
         origin,
         codec=options.codec,
         level=plan.level,
+        block_size=source.core.page_size,
         max_mapnr=source.core.max_pfn,
         present=plan.found.present,
         kept=plan.kept,
@@ -198,7 +207,7 @@ def _copy(
     copied = Copied()
 
     def step() -> None:
-        progress.step(writer.written, writer.count, writer.written * PAGE_SIZE, writer.size)
+        progress.step(writer.written, writer.count, writer.written * source.core.page_size, writer.size)
 
     outcome.compression_level = level = options.compression_level
     copier = Copier(source.core, writer, codec=options.codec, threads=options.threads, step=step, copied=copied)

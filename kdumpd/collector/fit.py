@@ -12,12 +12,11 @@ from kdumpd.collector.order import Waiting
 from kdumpd.collector.progress import size_text
 from kdumpd.collector.sample import SampledPages
 from kdumpd.collector.source import Source
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, SUB_HEADER_SIZE, Codec, layout
+from kdumpd.dumpfile.diskdump import DESCRIPTOR, SUB_HEADER_SIZE, Codec, layout
 from kdumpd.dumpfile.manifest import Step
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.vmcore.arrays import NDArray, count_bits
 from kdumpd.vmcore.classify import Classification, copy_bits
-from kdumpd.vmcore.memory import PAGE_SIZE
 
 # What the sample may be off by: a level is taken when it fits with so much to spare. The last one is tried as long
 # as it is not sure to fail, for a dump that ends early holds more than one that was not begun.
@@ -94,11 +93,12 @@ def _tell(source: Source, step: str, room: int, need: int, what: str) -> None:
 
 def _estimate(source: Source, options: DumpOptions, kept: NDArray[np.uint8], count: int, room: int) -> int:
     """Bytes that a dump of the `count` pages of `kept` will take: a sample is packed where it could be too much."""
-    sub_blocks, bitmap_blocks = layout(max_mapnr=source.core.max_pfn, note_size=len(source.core.notes_block))
-    head = (1 + sub_blocks + bitmap_blocks) * BLOCK_SIZE + SUB_HEADER_SIZE + count * DESCRIPTOR.size
-    if not count or (head + count * PAGE_SIZE) * _SPARE <= room:
-        return head + count * PAGE_SIZE
+    core, page_size = source.core, source.core.page_size
+    sub_blocks, bitmap_blocks = layout(max_mapnr=core.max_pfn, note_size=len(core.notes_block), block_size=page_size)
+    head = (1 + sub_blocks + bitmap_blocks) * page_size + SUB_HEADER_SIZE + count * DESCRIPTOR.size
+    if not count or (head + count * page_size) * _SPARE <= room:
+        return head + count * page_size
     # An ELF core has its pages as they are.
     codec = Codec.RAW if options.elf else options.codec
-    sample = SampledPages(source.core, kept).packed(codec, options.compression_level)
-    return head + int(count * min(sample.bytes_per_page, PAGE_SIZE))
+    sample = SampledPages(core, kept).packed(codec, options.compression_level)
+    return head + int(count * min(sample.bytes_per_page, page_size))

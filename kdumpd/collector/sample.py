@@ -17,7 +17,7 @@ from kdumpd.vmcore.arrays import unique
 from kdumpd.vmcore.memory import CrashedMemory
 
 _PLACES = 64
-_IN_A_ROW = 8  # as neighbours are alike, they say less; as they lie together, they are read at once
+_ROW = 32 << 10  # bytes of pages; as neighbours are alike, they say less; as they lie together, they are read at once
 # The levels of zstd among which the collector chooses: a tenth larger in two thirds of the time, and the reverse.
 AUTO_LEVELS = (-1, 1, 3)
 # A lower level must take less than this share of the time: a smaller dump is worth something, too.
@@ -37,18 +37,20 @@ class SampledPages:
 
     def __init__(self, core: CrashedMemory, kept: Bytes) -> None:
         ranks = Ranks.of_array(kept)
-        places = np.linspace(0, max(0, ranks.count - _IN_A_ROW), _PLACES, dtype=np.int64)
-        chosen = unique((places[:, np.newaxis] + np.arange(_IN_A_ROW)).ravel())
+        self._size = core.page_size
+        self._in_a_row = max(1, _ROW // core.page_size)
+        places = np.linspace(0, max(0, ranks.count - self._in_a_row), _PLACES, dtype=np.int64)
+        chosen = unique((places[:, np.newaxis] + np.arange(self._in_a_row)).ravel())
         pfns = ranks.select(chosen[chosen < ranks.count])
         self.count = len(pfns)
-        self._source = PageBuffer(max(1, self.count))
-        self._target = PageBuffer(max(1, self.count))
+        self._source = PageBuffer(max(1, self.count), page_size=self._size)
+        self._target = PageBuffer(max(1, self.count), page_size=self._size)
         core.read_pages(pfns, self._source.pages[: self.count])
 
     def packed(self, codec: Codec, level: int | None) -> Cost:
         """How the pages fare at one level. Raises UnsupportedError when a library for `codec` is missing."""
-        packing = Packing(codec, level)
-        packing(self._source, self._target, min(_IN_A_ROW, self.count))  # the first calls are slow
+        packing = Packing(codec, level, self._size)
+        packing(self._source, self._target, min(self._in_a_row, self.count))  # the first calls are slow
         began = time.thread_time()
         found = packing(self._source, self._target, self.count)
         seconds = time.thread_time() - began

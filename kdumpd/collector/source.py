@@ -31,9 +31,9 @@ from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_facts import KernelFacts, find_facts
 from kdumpd.vmcore.kernel_log import read_log
 from kdumpd.vmcore.log_clear import clear_sequence
-from kdumpd.vmcore.machines import page_tables
+from kdumpd.vmcore.machines import page_shift, page_tables
 from kdumpd.vmcore.memmap import MemoryMap
-from kdumpd.vmcore.memory import PAGE_SHIFT, CrashedMemory, Segment
+from kdumpd.vmcore.memory import CrashedMemory, Segment
 from kdumpd.vmcore.rules import PageClass, rules_of
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo, parse_vmcoreinfo
@@ -112,8 +112,10 @@ class Source:
 
             info = completed(info, vmlinux, notes)
         tables = None
+        shift = page_shift(core, info, notes)
+        core.use_pages(shift)
         try:
-            tables = page_tables(core, info)
+            tables = page_tables(core, info, shift)
             if vmlinux is not None:
                 from kdumpd.collector.vmlinux import with_root
 
@@ -151,14 +153,14 @@ class Source:
         """The memory as program headers describe it; made up of what is known where the file has none."""
         if self.core.segments:
             return self.core.segments
-        base = self._direct_map()
+        base, shift = self._direct_map(), self.core.page_shift
         return tuple(
             Segment(
-                vaddr=base + (extent.start << PAGE_SHIFT) if base is not None else 0,
-                paddr=extent.start << PAGE_SHIFT,
+                vaddr=base + (extent.start << shift) if base is not None else 0,
+                paddr=extent.start << shift,
                 offset=0,
-                filesz=extent.end - extent.start << PAGE_SHIFT,
-                memsz=extent.end - extent.start << PAGE_SHIFT,
+                filesz=extent.end - extent.start << shift,
+                memsz=extent.end - extent.start << shift,
             )
             for extent in self.core.extents
         )
@@ -173,8 +175,10 @@ class Source:
             paddr = self.tables.to_phys(pointer)
         except VmcoreError:
             return None
-        # Whatever its base, the direct map begins at a boundary that a table of the second level covers.
-        return pointer - paddr if paddr is not None and not (pointer - paddr) % (1 << 30) else None
+        # Whatever its base, the direct map begins at a boundary that a table of the second level covers; with pages of
+        # 64 KiB one of the last (linux: arch/arm64/mm/init.c, ARM64_MEMSTART_ALIGN).
+        align = 1 << (29 if self.tables.page_shift == 16 else 30)
+        return pointer - paddr if paddr is not None and not (pointer - paddr) % align else None
 
     def utsname(self) -> Utsname:
         """init_uts_ns of the dead kernel; with only the release from VMCOREINFO where it cannot be read."""
@@ -229,6 +233,8 @@ class Source:
     def _classify(self, level: int) -> Classification:
         if self.tables is None:
             return self._everything("without page tables the memory map cannot be found")
+        if (odd := self._odd_blocks()) is not None:
+            return self._everything(odd)
         try:
             return self._guarded(level, self.tables)
         except VmcoreError as error:
@@ -236,6 +242,13 @@ class Source:
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A value that no check foresaw must cost the filter, not the dump.
             return self._everything(f"{FAULT}: {error!r}")
+
+    def _odd_blocks(self) -> str | None:
+        """Why page frames of the file are not those of the kernel; None when they are."""
+        if self.tables is None or self.core.page_shift == self.tables.page_shift:
+            return None
+        # QEMU writes blocks of 64 KiB for every arm64 guest (target/arm/arch_dump.c).
+        return f"{self.core.path} has blocks of {self.core.page_size} bytes, pages have {self.tables.page_size}"
 
     def _everything(self, reason: str) -> Classification:
         self.notes.append(f"nothing is left out: {reason}")
@@ -276,5 +289,8 @@ class Source:
         """What an analyst needs first, the most important first; found while it is asked for."""
         if self.tables is None:
             self.notes.append("pages are saved in the order of their addresses: there are no page tables to go by")
+            return
+        if (odd := self._odd_blocks()) is not None:
+            self.notes.append(f"pages are saved in the order of their addresses: {odd}")
             return
         yield from critical_stages(self.core, self.info, self.tables, self.facts(), self.notes)

@@ -26,7 +26,7 @@ from typing import NoReturn, Self
 import numpy as np
 
 from kdumpd.collector.order import Pfns
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, Codec
+from kdumpd.dumpfile.diskdump import Codec
 from kdumpd.dumpfile.native import PageBuffer
 from kdumpd.dumpfile.packing import PackedPages, Packing
 from kdumpd.vmcore.arrays import ints
@@ -44,18 +44,18 @@ class Slot:
     """Room for a batch that all processes see: which pages it is of, what they are packed to, and how large each
     became. What was read is not in it: a buffer that one process uses again and again stays in its cache."""
 
-    def __init__(self, pages: int, memory: memoryview) -> None:
-        """In `memory`, of `bytes_for(pages)`."""
-        size = pages * BLOCK_SIZE
-        self.target = PageBuffer(pages, memory[:size])
-        facts = memory[size : self.bytes_for(pages)]
+    def __init__(self, pages: int, page_size: int, memory: memoryview) -> None:
+        """In `memory`, of `bytes_for(pages, page_size)`."""
+        size = pages * page_size
+        self.target = PageBuffer(pages, memory[:size], page_size)
+        facts = memory[size : self.bytes_for(pages, page_size)]
         self.pfns = np.frombuffer(facts[: 8 * pages], dtype=np.int64)
         self.facts = np.frombuffer(facts[8 * pages :], dtype=np.uint32).reshape(2, pages)
 
     @staticmethod
-    def bytes_for(pages: int) -> int:
+    def bytes_for(pages: int, page_size: int) -> int:
         """What a slot for so many pages takes."""
-        return pages * (BLOCK_SIZE + 16)
+        return pages * (page_size + 16)
 
     def packed(self, count: int) -> PackedPages:
         """What became of the first `count` pages. It refers to the slot, which nothing else may take meanwhile."""
@@ -71,12 +71,12 @@ class Packer:
         self._core = core
         self._codec = codec
         # Each process that packs has its own, after a fork, too.
-        self._source = None if codec is Codec.RAW else PageBuffer(pages)
-        self._packings: dict[int | None, Packing] = {None: Packing(codec, None)}
+        self._source = None if codec is Codec.RAW else PageBuffer(pages, page_size=core.page_size)
+        self._packings: dict[int | None, Packing] = {None: Packing(codec, None, core.page_size)}
 
     def _packing(self, level: int | None) -> Packing:
         if level not in self._packings:
-            self._packings[level] = Packing(self._codec, level)
+            self._packings[level] = Packing(self._codec, level, self._core.page_size)
         return self._packings[level]
 
     def read(self, slot: Slot, count: int) -> Pfns:
@@ -133,10 +133,10 @@ class Workers:
         self._packer = Packer(core, codec, pages)
         self._waiting: collections.deque[_Batch] = collections.deque()
         self._workers: list[_Worker] = []
-        size = Slot.bytes_for(pages)
+        size = Slot.bytes_for(pages, core.page_size)
         size += -size % mmap.PAGESIZE
         memory = memoryview(mmap.mmap(-1, size * slots))  # shared with the workers
-        self._slots = [Slot(pages, memory[at : at + size]) for at in range(0, size * slots, size)]
+        self._slots = [Slot(pages, core.page_size, memory[at : at + size]) for at in range(0, size * slots, size)]
         self._idle = list(range(slots))
         self._zeros = np.zeros(pages, dtype=np.uint32)
         if count:

@@ -16,7 +16,7 @@ Pack = Callable[[memoryview], bytes]
 FAST = 1  # the level of zstd and of zlib when none is given
 
 
-def packer(codec: Codec, level: int | None = None) -> Pack:
+def packer(codec: Codec, level: int | None = None, page_size: int = BLOCK_SIZE) -> Pack:
     """A function from one page to its packed bytes, which may be longer than the page. Fast where no level is given.
 
     Raises UnsupportedError when a library for `codec` is missing, or it is none that packs.
@@ -27,7 +27,7 @@ def packer(codec: Codec, level: int | None = None) -> Pack:
         # The page size as a hint makes the tables small enough for the cache; a frame that does not state its
         # size is 2 bytes shorter, and every reader knows the size of a page.
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            FAST if level is None else level, source_size=BLOCK_SIZE, write_content_size=0
+            FAST if level is None else level, source_size=page_size, write_content_size=0
         )
         compress: Pack = zstandard.ZstdCompressor(compression_params=parameters).compress
         return compress
@@ -54,9 +54,10 @@ def _library(name: str) -> Any:
 
 
 class Unpacker:
-    """Turns the stored bytes of a page into the page."""
+    """Turns the stored bytes of a page into the page, of `page_size` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int = BLOCK_SIZE) -> None:
+        self._size = page_size
         self._zstd: Callable[..., bytes] | None = None
 
     def page(self, data: bytes, flags: int, source: str) -> bytes:
@@ -66,18 +67,18 @@ class Unpacker:
             if flags == Codec.RAW:
                 page = data
             elif flags == Codec.ZLIB:
-                page = zlib.decompressobj().decompress(data, BLOCK_SIZE + 1)
+                page = zlib.decompressobj().decompress(data, self._size + 1)
             elif flags == Codec.ZSTD:
                 page = self._unzstd(data)
             elif flags == Codec.LZO:
-                page = _unlzo(data)
+                page = _unlzo(data, self._size)
             elif flags == Codec.SNAPPY:
-                page = _unsnappy(data)
+                page = _unsnappy(data, self._size)
             else:
                 raise DumpFormatError(f"{source} is packed with codec {flags:#x}, which this version cannot read")
         except (zlib.error, RuntimeError, ValueError) as error:
             raise DumpFormatError(f"{source} cannot be unpacked: {error}") from error
-        if len(page) != BLOCK_SIZE:
+        if len(page) != self._size:
             raise DumpFormatError(f"{source} unpacks to {len(page)} bytes, not to a page")
         return page
 
@@ -87,23 +88,29 @@ class Unpacker:
         if self._zstd is None:
             self._zstd = zstandard.ZstdDecompressor().decompress
         try:
-            return self._zstd(data, max_output_size=BLOCK_SIZE)
+            return self._zstd(data, max_output_size=self._size)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
 
 
-def _unlzo(data: bytes) -> bytes:
+def _unlzo(data: bytes, page_size: int) -> bytes:
     lzo = _library("lzo")
     try:
-        return cast(bytes, lzo.decompress(data, False, BLOCK_SIZE))
+        return cast(bytes, lzo.decompress(data, False, page_size))
     except lzo.error as error:
         raise ValueError(str(error)) from error
 
 
-def _unsnappy(data: bytes) -> bytes:
+def _unsnappy(data: bytes, page_size: int) -> bytes:
     # A block begins with the length that it claims, 7 bits a byte; the library would take memory for any.
-    long = bool(data) and data[0] & 0x80
-    if long and (len(data) < 2 or (data[1] << 7 | data[0] & 0x7F) > BLOCK_SIZE):
+    claimed = 0
+    for place, byte in enumerate(data[:3]):
+        claimed |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            break
+    else:
+        claimed = page_size + 1  # it is longer than any page, or cut
+    if claimed > page_size:
         raise ValueError("it claims to be larger than a page")
     snappy = _library("snappy")
     try:

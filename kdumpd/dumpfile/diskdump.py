@@ -3,7 +3,8 @@
 
     header | sub header, notes | bitmap of pages present | bitmap of pages dumped | descriptors | page data
 
-in blocks of the page size, for 64-bit little-endian machines. Pure layout: reading and writing are elsewhere.
+in blocks of the dead kernel's page size, for 64-bit little-endian machines. Pure layout: reading and writing are
+elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from kdumpd.errors import DumpFormatError
 
 SIGNATURE = b"KDUMP   "
 VERSION = 6
-BLOCK_SIZE = 4096
+BLOCK_SIZE = 4096  # where pages have this size; else a block is as large as a page
+_LARGEST_BLOCK = 1 << 16
 STATUS_OFFSET = 424  # of the header's status, 4 bytes
 
 # disk_dump_header: signature, version, six utsname strings, padding, time, status, geometry, nr_cpus.
@@ -72,7 +75,8 @@ class Utsname:
 class Header:
     """Both headers. `max_mapnr` is one above the highest pfn; offsets are bytes from the start of the file.
 
-    A dump that is `split` has descriptors for the pages in [start_pfn, end_pfn) only, in spite of its whole bitmaps.
+    `block_size` is that of a page of the dead kernel. A dump that is `split` has descriptors for the pages in
+    [start_pfn, end_pfn) only, in spite of its whole bitmaps.
     """
 
     utsname: Utsname
@@ -87,7 +91,8 @@ class Header:
     vmcoreinfo_size: int
     sub_header_blocks: int
     bitmap_blocks: int
-    note_offset: int = BLOCK_SIZE + SUB_HEADER_SIZE
+    note_offset: int
+    block_size: int = BLOCK_SIZE
     split: bool = False
     start_pfn: int = 0
     end_pfn: int = 0
@@ -95,12 +100,12 @@ class Header:
     @property
     def bitmap_bytes(self) -> int:
         """Size of one of the two bitmaps; each fills whole blocks."""
-        return self.bitmap_blocks // 2 * BLOCK_SIZE
+        return self.bitmap_blocks // 2 * self.block_size
 
     @property
     def present_offset(self) -> int:
         """First bitmap: pages that the machine has."""
-        return (1 + self.sub_header_blocks) * BLOCK_SIZE
+        return (1 + self.sub_header_blocks) * self.block_size
 
     @property
     def dumped_offset(self) -> int:
@@ -110,13 +115,13 @@ class Header:
     @property
     def descriptor_offset(self) -> int:
         """The table of descriptors, one per page dumped, in pfn order."""
-        return (1 + self.sub_header_blocks + self.bitmap_blocks) * BLOCK_SIZE
+        return (1 + self.sub_header_blocks + self.bitmap_blocks) * self.block_size
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The main header and the sub header, for file offsets 0 and BLOCK_SIZE."""
+        """The main header and the sub header, for file offsets 0 and `block_size`."""
         names = [value.encode()[:64] for value in dataclasses.astuple(self.utsname)]
         main = _HEADER.pack(
-            SIGNATURE, VERSION, *names, self.time_sec, 0, self.status, BLOCK_SIZE, self.sub_header_blocks,
+            SIGNATURE, VERSION, *names, self.time_sec, 0, self.status, self.block_size, self.sub_header_blocks,
             self.bitmap_blocks, min(self.max_mapnr, _U32_MAX), 0, 0, 0, 0, self.nr_cpus,
         )  # fmt: skip
         phys_base = self.phys_base & (1 << 64) - 1
@@ -128,15 +133,19 @@ class Header:
         return main, sub
 
 
-def layout(*, max_mapnr: int, note_size: int) -> tuple[int, int]:
+def layout(*, max_mapnr: int, note_size: int, block_size: int = BLOCK_SIZE) -> tuple[int, int]:
     """Blocks of the sub header with its notes, and of both bitmaps together."""
-    sub_header_blocks = -(-(SUB_HEADER_SIZE + note_size) // BLOCK_SIZE)
-    bitmap_blocks = 2 * ((max_mapnr + 8 * BLOCK_SIZE - 1) // (8 * BLOCK_SIZE))
+    sub_header_blocks = -(-(SUB_HEADER_SIZE + note_size) // block_size)
+    bitmap_blocks = 2 * ((max_mapnr + 8 * block_size - 1) // (8 * block_size))
     return sub_header_blocks, bitmap_blocks
 
 
-def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
-    """Raises DumpFormatError naming `source` when the headers are not of this format or contradict themselves."""
+def read_headers(read_at: Callable[[int, int], bytes], source: str) -> Header:
+    """The headers of the dump of which `read_at(offset, size)` gives up to so many bytes.
+
+    Raises DumpFormatError naming `source` when they are not of this format or contradict themselves.
+    """
+    main = read_at(0, HEADER_SIZE)
     if len(main) < HEADER_SIZE or main[:8] != SIGNATURE:
         from kdumpd.dumpfile.stored import is_encrypted
 
@@ -145,8 +154,9 @@ def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
         raise DumpFormatError(f"{source} is not a kdump-compressed dump")
     _, version, *rest = _HEADER.unpack_from(main)
     (time_sec, _, status, block_size, sub_blocks, bitmap_blocks, max_mapnr, _, _, _, _, nr_cpus) = rest[6:]
-    if version < 1 or block_size != BLOCK_SIZE:
+    if version < 1 or not BLOCK_SIZE <= block_size <= _LARGEST_BLOCK or block_size & block_size - 1:
         raise DumpFormatError(f"{source} has header version {version} and blocks of {block_size}, which are not read")
+    sub = read_at(block_size, SUB_HEADER_SIZE)
     if len(sub) < SUB_HEADER_SIZE or sub_blocks < 1:
         raise DumpFormatError(f"{source} ends inside its headers")
     fields = _SUB_HEADER.unpack_from(sub)
@@ -157,7 +167,7 @@ def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
     note_offset, note_size = fields[7:9] if version >= 4 else (0, 0)
     if version >= 6:
         start_pfn, end_pfn, max_mapnr = fields[11:14]
-    _, needed = layout(max_mapnr=max_mapnr, note_size=0)
+    _, needed = layout(max_mapnr=max_mapnr, note_size=0, block_size=block_size)
     if bitmap_blocks < needed:
         raise DumpFormatError(f"{source} claims {max_mapnr} pages but has bitmaps of {bitmap_blocks} blocks")
     return Header(
@@ -174,6 +184,7 @@ def unpack_headers(main: bytes, sub: bytes, source: str) -> Header:
         sub_header_blocks=sub_blocks,
         bitmap_blocks=bitmap_blocks,
         note_offset=note_offset,
+        block_size=block_size,
         split=bool(split),
         start_pfn=start_pfn,
         end_pfn=end_pfn,

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from kdumpd.dumpfile.codecs import Unpacker
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Status, unpack_headers
+from kdumpd.dumpfile.diskdump import DESCRIPTOR, DESCRIPTORS, HEADER_SIZE, Status, read_headers
 from kdumpd.dumpfile.ranks import Ranks
 from kdumpd.dumpfile.stored import Stored, decoded, open_plain
 from kdumpd.errors import DumpFormatError, VmcoreError
 from kdumpd.vmcore.arrays import NDArray, ints
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent
+from kdumpd.vmcore.memory import CrashedMemory, Extent
 from kdumpd.vmcore.vmcoreinfo import machine_of
 
 _MAX_NOTES = 64 << 20
 _MAX_EXTENTS = 1 << 20
 _STEP = 1 << 16  # bytes of bitmap looked at in one go
 _SPAN = 4 << 20  # bytes of page data read in one go
-_CACHED_PAGES = 256
+_CACHED = 1 << 20  # bytes of pages
 _VMCOREINFO = b"VMCOREINFO\0\0"
 
 Bytes = NDArray[np.uint8]
@@ -55,10 +55,10 @@ class DumpedMemory(CrashedMemory):
 
     def _open(self) -> None:
         name = str(self.path)
-        main, sub = self._file.read_at(0, BLOCK_SIZE), self._file.read_at(BLOCK_SIZE, BLOCK_SIZE)
-        if main.startswith(b"\x7fELF"):
+        if self._file.read_at(0, HEADER_SIZE).startswith(b"\x7fELF"):
             raise DumpFormatError(f"{name} is a flattened ELF core", hint=f"kdumpd-collect -R OUT <{name} comes first")
-        self.header = header = unpack_headers(main, sub, name)
+        self.header = header = read_headers(self._file.read_at, name)
+        self.page_shift = header.block_size.bit_length() - 1
         if header.present_offset + 2 * header.bitmap_bytes > self._file.size:
             raise DumpFormatError(f"{name} ends inside its bitmaps")
         self.phys_base = header.phys_base
@@ -82,8 +82,11 @@ class DumpedMemory(CrashedMemory):
             doubts.append(f"{name} is incomplete; pages that were lost are left out")
         self.extents = self._extents(doubts)
         self.doubts = tuple(doubts)
-        self._unpacker = Unpacker()
+        self._unpacker = Unpacker(header.block_size)
         self._pages: dict[int, bytes] = {}
+
+    def use_pages(self, shift: int) -> None:
+        """Page frames stay as large as the blocks of the dump."""
 
     def close(self) -> None:
         """Closing twice is harmless."""
@@ -163,19 +166,19 @@ class DumpedMemory(CrashedMemory):
         return found
 
     def read_pages(self, pfns: NDArray[np.int64], out: Bytes) -> NDArray[np.int64]:
-        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
+        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), page_size).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
         """
         table = self._descriptors(pfns)
         offsets, sizes = table["offset"], table["size"].astype(np.int64)
-        good = (offsets > 0) & (sizes > 0) & (sizes <= BLOCK_SIZE) & (offsets <= self._file.size - sizes)
+        good = (offsets > 0) & (sizes > 0) & (sizes <= self.page_size) & (offsets <= self._file.size - sizes)
         bad = ints(np.flatnonzero(~good))
         out[~good] = 0
         # In the order in which they lie in the file; neighbours are read together.
         order = np.flatnonzero(good)
         order = order[np.argsort(offsets[order], kind="stable")]
-        for group in _groups(offsets[order], sizes[order]):
+        for group in _groups(offsets[order], sizes[order], self.page_size):
             members = order[group]
             begin = int(offsets[members[0]])
             data = memoryview(self._file.read_at(begin, int((offsets[members] + sizes[members]).max()) - begin))
@@ -193,11 +196,11 @@ class DumpedMemory(CrashedMemory):
 
     def read(self, paddr: int, size: int) -> bytes:
         """`size` bytes at physical `paddr`. Raises VmcoreError when any of them is not in the dump."""
-        first, last = paddr >> PAGE_SHIFT, paddr + max(size, 1) - 1 >> PAGE_SHIFT
-        inside = paddr - (first << PAGE_SHIFT)
+        first, last = paddr >> self.page_shift, paddr + max(size, 1) - 1 >> self.page_shift
+        inside = paddr - (first << self.page_shift)
         if first == last:
             return self._page(first)[inside : inside + size]
-        pages = np.empty((last - first + 1, PAGE_SIZE), dtype=np.uint8)
+        pages = np.empty((last - first + 1, self.page_size), dtype=np.uint8)
         bad = self.read_pages(np.arange(first, last + 1, dtype=np.int64), pages)
         if len(bad):
             raise self._missing(first + int(bad[0]))
@@ -210,24 +213,24 @@ class DumpedMemory(CrashedMemory):
     def _page(self, pfn: int) -> bytes:
         page = self._pages.pop(pfn, None)
         if page is None:
-            out = np.empty((1, PAGE_SIZE), dtype=np.uint8)
+            out = np.empty((1, self.page_size), dtype=np.uint8)
             if len(self.read_pages(np.array([pfn], dtype=np.int64), out)):
                 raise self._missing(pfn)
             page = out.tobytes()
-            if len(self._pages) >= _CACHED_PAGES:
+            if len(self._pages) >= _CACHED >> self.page_shift:
                 del self._pages[next(iter(self._pages))]
         self._pages[pfn] = page
         return page
 
     def _missing(self, pfn: int) -> VmcoreError:
-        return VmcoreError(f"physical address {pfn << PAGE_SHIFT:#x} is not in {self.path}")
+        return VmcoreError(f"physical address {pfn << self.page_shift:#x} is not in {self.path}")
 
 
-def _groups(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[slice]:
+def _groups(offsets: NDArray[np.int64], sizes: NDArray[np.int64], nearness: int) -> list[slice]:
     """Pieces of ascending `offsets` that lie so near to each other that one read is cheaper than several."""
     if not len(offsets):
         return []
-    near = offsets[1:] - (offsets[:-1] + sizes[:-1]) <= BLOCK_SIZE
+    near = offsets[1:] - (offsets[:-1] + sizes[:-1]) <= nearness
     cuts = [0, *ints(np.flatnonzero(~near) + 1), len(offsets)]
     groups: list[slice] = []
     for first, last in itertools.pairwise(cuts):

@@ -15,7 +15,7 @@ from kdumpd.errors import DumpFormatError, VmcoreError
 from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.elf_headers import INCOMPLETE, PN_XNUM
 from kdumpd.vmcore.elfcore import ElfCore
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -68,6 +68,7 @@ def check_pages(
     holds. Returns how many. Raises DumpFormatError."""
     pfns = {int(pfn): what for what, some in needed.items() for pfn in some if memory.has(int(pfn))}
     with ElfCore(path) as core:
+        core.use_pages(memory.page_shift)
         counts = [extent.end - extent.start for extent in core.extents]
         if sample is None:
             chosen = [pfn for extent in core.extents for pfn in range(extent.start, extent.end)]
@@ -78,11 +79,11 @@ def check_pages(
         for pfn in sorted({*chosen, *pfns}):
             what = f"{path}: {pfns.get(pfn, 'page')}, pfn {pfn:#x},"
             try:
-                page = core.read(pfn << PAGE_SHIFT, PAGE_SIZE)
+                page = core.read(pfn << core.page_shift, core.page_size)
             except VmcoreError as error:
                 raise DumpFormatError(f"{what} is missing: {error}") from error
             if pfn in unreadable or (pfn not in pfns and not any(page)):
                 continue
-            if memory.has(pfn) and memory.read(pfn << PAGE_SHIFT, PAGE_SIZE) != page:
+            if memory.has(pfn) and memory.read(pfn << memory.page_shift, memory.page_size) != page:
                 raise DumpFormatError(f"{what} is not what the memory held")
         return len({*chosen, *pfns})

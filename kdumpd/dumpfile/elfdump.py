@@ -43,10 +43,18 @@ class ElfWriter:
     """
 
     def __init__(
-        self, sink: Sink, *, machine: str, segments: Sequence[Segment], notes: bytes, kept: NDArray[np.uint8]
+        self,
+        sink: Sink,
+        *,
+        machine: str,
+        segments: Sequence[Segment],
+        notes: bytes,
+        kept: NDArray[np.uint8],
+        page_size: int = PAGE_SIZE,
     ) -> None:
         """Writes everything but the pages. Raises UnsupportedError for a machine without an ELF number."""
         self._sink = sink
+        self._page_size = page_size
         numbers = {name: number for number, name in MACHINES.items()}
         if machine not in numbers:
             raise UnsupportedError(f"no ELF file can be written for machine '{machine}'")
@@ -60,15 +68,15 @@ class ElfWriter:
         self.write_seconds = 0.0
         self.data_size = 0
         # Counted first, written in a second pass: there may be very many.
-        self._headers = 1 + sum(1 for _ in pieces(segments, self._runs))
+        self._headers = 1 + sum(1 for _ in pieces(segments, self._runs, page_size))
         self._sections_at = _EHDR.size + self._headers * _PHDR.size
         notes_at = self._sections_at + _SHDR.size
         # makedumpfile 1.7.8 maps the wrong pages, and dies, where segments with holes lie at page boundaries of the
         # file; elsewhere it reads.
         self._data_at = -(-(notes_at + len(notes)) // _ALIGN) * _ALIGN
-        if self._data_at % PAGE_SIZE == 0:
+        if self._data_at % PAGE_SIZE == 0:  # the smallest page that any machine has
             self._data_at += _ALIGN
-        self._end = self._data_at + self._runs.pages * PAGE_SIZE
+        self._end = self._data_at + self._runs.pages * page_size
         self._reached = self._data_at
 
         sink.reserve(self._data_at)
@@ -95,7 +103,7 @@ class ElfWriter:
     def _write_program_headers(self, segments: Sequence[Segment], notes_at: int, notes_size: int) -> None:
         at = _EHDR.size
         block = bytearray(_PHDR.pack(_PT_NOTE, 0, notes_at, 0, 0, notes_size, notes_size, 4))
-        for piece in pieces(segments, self._runs):
+        for piece in pieces(segments, self._runs, self._page_size):
             block += self._program_header(piece)
             if len(block) >= _PIECE:
                 self._sink.write_at(at, block)
@@ -105,7 +113,7 @@ class ElfWriter:
             self._sink.write_at(at, block)
 
     def _program_header(self, piece: Piece) -> bytes:
-        offset = self._data_at + piece.page * PAGE_SIZE + piece.inside
+        offset = self._data_at + piece.page * self._page_size + piece.inside
         return _PHDR.pack(_PT_LOAD, _RWX, offset, piece.vaddr, piece.paddr, piece.filesz, piece.memsz, 0)
 
     def write(self, pages: PackedPages, pfns: NDArray[np.int64]) -> None:
@@ -115,14 +123,14 @@ class ElfWriter:
             raise DumpFormatError("an ELF file does not hold packed pages")
         offsets = self._offsets(pfns[filled])
         began = time.monotonic()
-        cuts = [0, *ints(np.flatnonzero(np.diff(offsets) != PAGE_SIZE) + 1), len(offsets)]
+        cuts = [0, *ints(np.flatnonzero(np.diff(offsets) != self._page_size) + 1), len(offsets)]
         for first, last in itertools.pairwise(cuts):
             if first < last:
                 at = int(offsets[first])
                 self._sink.write_parts(at, pages.parts[first:last])
-                self._reached = max(self._reached, at + (last - first) * PAGE_SIZE)
+                self._reached = max(self._reached, at + (last - first) * self._page_size)
         self.write_seconds += time.monotonic() - began
-        self.data_size += len(filled) * PAGE_SIZE
+        self.data_size += len(filled) * self._page_size
         self.written += len(pfns)
 
     def _offsets(self, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,7 +138,9 @@ class ElfWriter:
         outside = (runs < 0) | (pfns >= self._runs.ends[runs])
         if outside.any():
             raise DumpFormatError(f"pfn {int(pfns[outside][0]):#x} is not among the pages to write")
-        found: NDArray[np.int64] = self._data_at + (self._before[runs] + pfns - self._runs.starts[runs]) * PAGE_SIZE
+        found: NDArray[np.int64] = (
+            self._data_at + (self._before[runs] + pfns - self._runs.starts[runs]) * self._page_size
+        )
         return found
 
     def checkpoint(self) -> None:

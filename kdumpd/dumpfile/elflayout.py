@@ -84,12 +84,12 @@ class Piece:
     memsz: int
 
 
-def pieces(segments: Iterable[Segment], runs: Runs) -> Iterator[Piece]:
+def pieces(segments: Iterable[Segment], runs: Runs, page_size: int = PAGE_SIZE) -> Iterator[Piece]:
     """The program headers for `segments`, each cut at its holes. Segments that overlap share their pages."""
     before = runs.first_page()
     for segment in segments:
         end = segment.paddr + segment.memsz
-        first, last = segment.paddr // PAGE_SIZE, -(-end // PAGE_SIZE)
+        first, last = segment.paddr // page_size, -(-end // page_size)
         low, high = (int(each) for each in np.searchsorted(runs.ends, (first + 1, last + 1)))
         if high < len(runs.starts) and int(runs.starts[high]) < last:
             high += 1
@@ -101,12 +101,12 @@ def pieces(segments: Iterable[Segment], runs: Runs) -> Iterator[Piece]:
             begins, stops, pages = [first, *begins], [first, *stops], [0, *pages]
         for index, (begin, stop, page) in enumerate(zip(begins, stops, pages, strict=True)):
             until = begins[index + 1] if index + 1 < len(begins) else last
-            paddr = max(segment.paddr, begin * PAGE_SIZE)
+            paddr = max(segment.paddr, begin * page_size)
             yield Piece(
                 vaddr=segment.vaddr + paddr - segment.paddr if segment.vaddr else 0,
                 paddr=paddr,
                 page=page,
-                inside=paddr - begin * PAGE_SIZE,
-                filesz=max(0, min(end, stop * PAGE_SIZE) - paddr),
-                memsz=min(end, until * PAGE_SIZE) - paddr,
+                inside=paddr - begin * page_size,
+                filesz=max(0, min(end, stop * page_size) - paddr),
+                memsz=min(end, until * page_size) - paddr,
             )

@@ -68,7 +68,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """See the module. Times are microseconds of CLOCK_REALTIME, sizes bytes, counts pages.
+    """See the module. Times are microseconds of CLOCK_REALTIME, sizes bytes, counts pages, of `page_size_bytes` each.
 
     `encrypted_to` are the public keys (age) for which the files were encrypted; none when they were not.
     """
@@ -92,6 +92,7 @@ class Manifest:
     log: FileRecord | None = None
     encrypted_to: tuple[str, ...] = ()
     pages: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    page_size_bytes: int = 4096
     peak_rss_bytes: int | None = None
     lowest_available_bytes: int | None = None
     timings_sec: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -22,9 +22,6 @@ _word = ctypes.c_size_t.from_param
 
 # zstd.h, stable since 1.4.0: ZSTD_c_compressionLevel and the rest of ZSTD_cParameter.
 _ZSTD_LEVEL, _ZSTD_CONTENT_SIZE = 100, 200
-_PAGE = _word(BLOCK_SIZE)
-# One less than a page: what does not shrink is an error to both libraries, and not packed to its end.
-_ROOM = _word(BLOCK_SIZE - 1)
 
 
 def load_library(name: str) -> ctypes.CDLL | None:
@@ -40,28 +37,32 @@ _ZSTD = load_library("libzstd.so.1")
 
 
 class PageBuffer:
-    """Room for some pages, and their addresses as arguments."""
+    """Room for some pages of one size, and their addresses as arguments."""
 
-    def __init__(self, count: int, memory: memoryview | None = None) -> None:
+    def __init__(self, count: int, memory: memoryview | None = None, page_size: int = BLOCK_SIZE) -> None:
         """In `memory`, of `count` pages, or in memory of its own."""
         room: NDArray[np.uint8] = (
-            np.empty(count * BLOCK_SIZE, dtype=np.uint8) if memory is None else np.frombuffer(memory, dtype=np.uint8)
+            np.empty(count * page_size, dtype=np.uint8) if memory is None else np.frombuffer(memory, dtype=np.uint8)
         )
-        self.pages = room.reshape(count, BLOCK_SIZE)
+        self.pages = room.reshape(count, page_size)
+        self.page_size = page_size
         self.view = memoryview(self.pages).cast("B")  # type: ignore[arg-type] # numpy's arrays are buffers
         start = self.pages.ctypes.data
-        self.addresses = list(map(_word, range(start, start + count * BLOCK_SIZE, BLOCK_SIZE)))
+        self.addresses = list(map(_word, range(start, start + count * page_size, page_size)))
 
 
 class NativeCompressor:
     """Packs pages of one PageBuffer into the same places of another."""
 
-    def __init__(self, codec: Codec, level: int) -> None:
+    def __init__(self, codec: Codec, level: int, page_size: int = BLOCK_SIZE) -> None:
         """Raises OSError when the library for `codec` is not there."""
         self._free: Callable[[_Argument], Any] | None = None
         library = _ZSTD if codec is Codec.ZSTD else load_library("libdeflate.so.0") if codec is Codec.ZLIB else None
         if library is None:
             raise OSError(f"no library for {codec.name.lower()}")
+        self._page = _word(page_size)
+        # One less than a page: what does not shrink is an error to both libraries, and not packed to its end.
+        self._room = _word(page_size - 1)
         self._is_zstd = codec is Codec.ZSTD
         make, function, free = (
             (library.ZSTD_createCCtx, library.ZSTD_compress2, library.ZSTD_freeCCtx)
@@ -92,5 +93,5 @@ class NativeCompressor:
         pages = [source.addresses[index] for index in which]
         rows = [target.addresses[index] for index in which]
         if self._is_zstd:
-            return list(map(self._function, repeat(self._context), rows, repeat(_ROOM), pages, repeat(_PAGE)))
-        return list(map(self._function, repeat(self._context), pages, repeat(_PAGE), rows, repeat(_ROOM)))
+            return list(map(self._function, repeat(self._context), rows, repeat(self._room), pages, repeat(self._page)))
+        return list(map(self._function, repeat(self._context), pages, repeat(self._page), rows, repeat(self._room)))

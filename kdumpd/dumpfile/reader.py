@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from kdumpd.dumpfile.codecs import Unpacker
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, DESCRIPTORS, Codec, Header, Status, unpack_headers
+from kdumpd.dumpfile.diskdump import DESCRIPTOR, DESCRIPTORS, Codec, Header, Status, read_headers
 from kdumpd.dumpfile.ranks import Bytes, Ranks
 from kdumpd.dumpfile.stored import Stored, open_stored
 from kdumpd.errors import DumpFormatError
@@ -40,8 +40,7 @@ class DiskdumpReader:
         self.path = path = self._file.name
         self.size = self._file.size
         try:
-            main, sub = self.bytes_at(0, BLOCK_SIZE), self.bytes_at(BLOCK_SIZE, BLOCK_SIZE)
-            self.header: Header = unpack_headers(main, sub, str(path))
+            self.header: Header = read_headers(self.bytes_at, str(path))
             if self.header.dumped_offset + self.header.bitmap_bytes > self.size:
                 raise DumpFormatError(f"{path} ends inside its bitmaps")
             self._ranks = Ranks(self.header.bitmap_bytes, self.dumped)
@@ -53,7 +52,7 @@ class DiskdumpReader:
         except BaseException:
             self._file.close()
             raise
-        self._unpacker = Unpacker()
+        self._unpacker = Unpacker(self.header.block_size)
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +137,7 @@ class DiskdumpReader:
         offset, size, flags, _ = DESCRIPTOR.unpack(raw)
         if offset == 0:
             return None
-        if not 0 < size <= BLOCK_SIZE or offset < 0:
+        if not 0 < size <= self.header.block_size or offset < 0:
             raise DumpFormatError(f"{source} has a descriptor of {size} bytes at {offset}")
         data = self.bytes_at(offset, size)
         if len(data) < size:
@@ -218,18 +217,18 @@ def _check_bitmaps(dump: DiskdumpReader) -> None:
 
 def _check_descriptors(dump: DiskdumpReader) -> None:
     data_start = dump.header.descriptor_offset + dump.page_count * DESCRIPTOR.size
-    lowest = dump.size
+    lowest, block_size = dump.size, dump.header.block_size
     for first, table in dump.descriptors():
         sizes = table["size"].astype(np.int64)
         lowest = min(lowest, int(table["offset"].min()))
-        bad = (table["offset"] < data_start) | (sizes < 1) | (sizes > BLOCK_SIZE)
+        bad = (table["offset"] < data_start) | (sizes < 1) | (sizes > block_size)
         bad |= table["offset"] > dump.size - sizes
         if bad.any():
             number = first + int(np.flatnonzero(bad)[0])
             raise DumpFormatError(
                 f"{dump.path}: the descriptor of page {number} of {dump.page_count} points outside the page data"
             )
-        bad = ~np.isin(table["flags"], _CODECS) | ((table["flags"] == Codec.RAW) & (sizes != BLOCK_SIZE))
+        bad = ~np.isin(table["flags"], _CODECS) | ((table["flags"] == Codec.RAW) & (sizes != block_size))
         if bad.any():
             number = first + int(np.flatnonzero(bad)[0])
             raise DumpFormatError(
@@ -238,7 +237,7 @@ def _check_descriptors(dump: DiskdumpReader) -> None:
 
     # kdumpd and makedumpfile let the data follow the table at once, QEMU at the next block. A bit that was lost from
     # the bitmap makes the table seem shorter than it is.
-    if dump.page_count and lowest % BLOCK_SIZE and lowest > data_start and (lowest - data_start) % DESCRIPTOR.size == 0:
+    if dump.page_count and lowest % block_size and lowest > data_start and (lowest - data_start) % DESCRIPTOR.size == 0:
         extra = (lowest - data_start) // DESCRIPTOR.size
         raise DumpFormatError(f"{dump.path} has room for {extra} descriptors more than its bitmap has pages")
 
@@ -254,6 +253,6 @@ def _check_notes(dump: DiskdumpReader, memory: CrashedMemory | None) -> None:
 def _compare(page: bytes, pfn: int, what: str, memory: CrashedMemory | None, unreadable: Collection[int]) -> None:
     if memory is None or pfn in unreadable:
         return
-    found = np.empty((1, BLOCK_SIZE), dtype=np.uint8)
+    found = np.empty((1, memory.page_size), dtype=np.uint8)
     if not len(memory.read_pages(np.array([pfn], dtype=np.int64), found)) and found.tobytes() != page:
         raise DumpFormatError(f"{what} is not what {memory.path} holds")

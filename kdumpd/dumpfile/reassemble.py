@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdumpd.dumpfile.diskdump import BLOCK_SIZE, DESCRIPTOR, Header, Status
+from kdumpd.dumpfile.diskdump import DESCRIPTOR, Header, Status
 from kdumpd.dumpfile.reader import DiskdumpReader
 from kdumpd.dumpfile.sink import Sink
 from kdumpd.errors import DumpFormatError
@@ -59,9 +59,10 @@ def join(parts: Sequence[DiskdumpReader], sink: Sink) -> list[str]:
     data_at = header.descriptor_offset + first.whole_count * DESCRIPTOR.size
     sink.reserve(data_at)
     main, sub = whole.pack()
-    sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
-    sink.write_at(BLOCK_SIZE, sub)
-    _copy(first, BLOCK_SIZE + len(sub), header.descriptor_offset, sink, BLOCK_SIZE + len(sub))
+    sink.write_at(0, main.ljust(header.block_size, b"\0"))
+    sink.write_at(header.block_size, sub)
+    behind = header.block_size + len(sub)
+    _copy(first, behind, header.descriptor_offset, sink, behind)
     for part in parts:
         begin = header.descriptor_offset + part.page_count * DESCRIPTOR.size
         for number, table in part.descriptors():
@@ -74,7 +75,7 @@ def join(parts: Sequence[DiskdumpReader], sink: Sink) -> list[str]:
     incomplete = [str(part.path) for part in parts if part.incomplete]
     if not incomplete:
         main, _ = dataclasses.replace(whole, status=codec).pack()
-        sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
+        sink.write_at(0, main.ljust(header.block_size, b"\0"))
         sink.sync()
     return incomplete
 

@@ -111,6 +111,7 @@ class DiskdumpWriter:
         *,
         codec: Codec,
         level: int,
+        block_size: int = BLOCK_SIZE,
         max_mapnr: int,
         present: NDArray[np.uint8],
         kept: NDArray[np.uint8],
@@ -119,11 +120,12 @@ class DiskdumpWriter:
     ) -> None:
         """Writes headers and bitmaps. The bitmaps hold a bit per pfn below `max_mapnr`; they are not kept.
 
-        With a `part` it is one of several dumps, and holds of the kept pages only those in [start, end).
+        Pages have `block_size` bytes. With a `part` it is one of several dumps, and holds of the kept pages only those
+        in [start, end).
         """
         self._sink = sink
-        sub_blocks, bitmap_blocks = layout(max_mapnr=max_mapnr, note_size=len(origin.notes))
-        note_offset = BLOCK_SIZE + SUB_HEADER_SIZE
+        sub_blocks, bitmap_blocks = layout(max_mapnr=max_mapnr, note_size=len(origin.notes), block_size=block_size)
+        note_offset = block_size + SUB_HEADER_SIZE
         self._header = Header(
             utsname=origin.utsname,
             time_sec=origin.time_sec,
@@ -134,6 +136,7 @@ class DiskdumpWriter:
             phys_base=origin.phys_base,
             dump_level=level,
             note_offset=note_offset,
+            block_size=block_size,
             note_size=len(origin.notes),
             vmcoreinfo_offset=note_offset + origin.vmcoreinfo_at if origin.vmcoreinfo_size else 0,
             vmcoreinfo_size=origin.vmcoreinfo_size,
@@ -174,7 +177,7 @@ class DiskdumpWriter:
             self._ranks = Ranks.of_array(kept.copy())
         # The page that every zero page's descriptor points at.
         self._zero_at = self._end
-        self._append([bytes(BLOCK_SIZE)], BLOCK_SIZE)
+        self._append([bytes(block_size)], block_size)
 
     @property
     def size(self) -> int:
@@ -188,8 +191,8 @@ class DiskdumpWriter:
 
     def _write_header(self) -> None:
         main, sub = self._header.pack()
-        self._sink.write_at(0, main.ljust(BLOCK_SIZE, b"\0"))
-        self._sink.write_at(BLOCK_SIZE, sub)
+        self._sink.write_at(0, main.ljust(self._header.block_size, b"\0"))
+        self._sink.write_at(self._header.block_size, sub)
 
     def _write_bitmap(self, offset: int, bits: NDArray[np.uint8]) -> None:
         for at in range(0, self._header.bitmap_bytes, _PIECE):
@@ -280,7 +283,7 @@ class DiskdumpWriter:
         table = np.zeros(len(pfns), dtype=DESCRIPTORS)
         is_zero = sizes == 0
         table["offset"] = np.where(is_zero, self._zero_at, offsets)
-        table["size"] = np.where(is_zero, BLOCK_SIZE, sizes)
+        table["size"] = np.where(is_zero, self._header.block_size, sizes)
         table["flags"] = flags
         self._patch(self._ranks.of(pfns) - self._first_rank, table)
 
@@ -332,7 +335,7 @@ class DiskdumpWriter:
     def _regions(self) -> tuple[Region, ...]:
         header = self._header
         main, sub = header.pack()
-        head = main.ljust(BLOCK_SIZE, b"\0") + sub + self._notes
+        head = main.ljust(header.block_size, b"\0") + sub + self._notes
         table = hashlib.sha256()
         for at in range(header.descriptor_offset, self._data_start, _PIECE):
             table.update(self._sink.read_at(at, min(_PIECE, self._data_start - at)))

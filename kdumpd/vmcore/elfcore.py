@@ -7,6 +7,7 @@ are physical. A pfn that no PT_LOAD holds cannot be read; nothing is invented fo
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import itertools
@@ -20,7 +21,7 @@ import numpy as np
 from kdumpd.errors import VmcoreError, os_reason
 from kdumpd.vmcore.arrays import NDArray, ints
 from kdumpd.vmcore.elf_headers import INCOMPLETE, read_headers
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory, Extent, Segment
+from kdumpd.vmcore.memory import PAGE_SHIFT, CrashedMemory, Extent, Segment
 
 # A damaged header must not cost bitmaps for memory that no machine has: a segment that ends above this, and above
 # 64 times of what the file holds (machines have holes between their memory), is not believed.
@@ -75,13 +76,26 @@ class ElfCore(CrashedMemory):
             if each.paddr + each.filesz > limit
         )
         self.doubts = (*incomplete, *headers.doubts, *unbelieved)
-        self.extents = _extents(believed, self.size)
-        self.holes = _holes(tuple(each for each in believed if each.paddr + each.memsz <= limit), self.extents)
+        self._believed, self._limit = believed, limit
+        self._find_pages()
         self._windows: dict[int, mmap.mmap] = {}
         # A page of a mapping that cannot be read is a signal that kills: a disk that fails, a file that is cut under
         # the mapping. In /proc/vmcore neither happens: all pages are there as soon as they are mapped, and read(2)
         # is slow. Everything else is read.
         self._can_map = in_proc
+
+    def _find_pages(self) -> None:
+        within = tuple(each for each in self._believed if each.paddr + each.memsz <= self._limit)
+        self.extents = _extents(self._believed, self.size, self.page_shift)
+        self.holes = _holes(within, self.extents, self.page_shift)
+
+    def use_pages(self, shift: int) -> None:
+        """A page of which the file holds only a part is not there."""
+        if shift != self.page_shift:
+            self.page_shift = shift
+            for name in ("max_pfn", "_starts", "_extent_table"):
+                self.__dict__.pop(name, None)  # what functools.cached_property remembered
+            self._find_pages()
 
     def close(self) -> None:
         """Gives the file and its mappings back; views that are still held keep their window."""
@@ -100,12 +114,13 @@ class ElfCore(CrashedMemory):
 
     def read(self, paddr: int, size: int) -> bytes:
         parts: list[bytes] = []
+        shift = self.page_shift
         while size > 0:
-            extent = self.extent_at(paddr >> PAGE_SHIFT)
+            extent = self.extent_at(paddr >> shift)
             if extent is None:
                 raise VmcoreError(f"physical address {paddr:#x} is not in {self.path}")
-            part = min(size, (extent.end << PAGE_SHIFT) - paddr)
-            data = self._pread(part, extent.offset + paddr - (extent.start << PAGE_SHIFT))
+            part = min(size, (extent.end << shift) - paddr)
+            data = self._pread(part, extent.offset + paddr - (extent.start << shift))
             parts.append(data)
             paddr += part
             size -= part
@@ -125,9 +140,10 @@ class ElfCore(CrashedMemory):
 
     def view(self, paddr: int, size: int) -> memoryview:
         """Without a copy where one window holds all of it."""
-        extent = self.extent_at(paddr >> PAGE_SHIFT)
-        if extent is not None and paddr + size <= extent.end << PAGE_SHIFT:
-            offset = extent.offset + paddr - (extent.start << PAGE_SHIFT)
+        shift = self.page_shift
+        extent = self.extent_at(paddr >> shift)
+        if extent is not None and paddr + size <= extent.end << shift:
+            offset = extent.offset + paddr - (extent.start << shift)
             window = self._window(offset)
             inside = offset % _WINDOW
             if window is not None and inside + size <= len(window):
@@ -135,20 +151,21 @@ class ElfCore(CrashedMemory):
         return memoryview(self.read(paddr, size))
 
     def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
+        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), page_size).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
         """
         if not len(pfns):
             return pfns
         bad: list[int] = []
+        shift = self.page_shift
         offsets = self._offsets(pfns)
-        breaks = np.flatnonzero(np.diff(offsets) != PAGE_SIZE) + 1
+        breaks = np.flatnonzero(np.diff(offsets) != 1 << shift) + 1
         room = memoryview(out.reshape(-1))  # type: ignore[arg-type] # numpy's arrays are buffers
         for first, last in itertools.pairwise([0, *ints(breaks), len(pfns)]):
             offset = int(offsets[first])
             if offset >= 0:
-                self._read_run(offset, room[first << PAGE_SHIFT : last << PAGE_SHIFT], first, bad)
+                self._read_run(offset, room[first << shift : last << shift], first, bad)
             else:
                 out[first:last] = 0
                 bad.extend(range(first, last))
@@ -161,7 +178,7 @@ class ElfCore(CrashedMemory):
         starts, ends, places = self._extent_table
         index = np.searchsorted(starts, pfns, side="right") - 1
         inside = (index >= 0) & (pfns < ends[index])
-        return np.where(inside, places[index] + (pfns - starts[index] << PAGE_SHIFT), -1)
+        return np.where(inside, places[index] + (pfns - starts[index] << self.page_shift), -1)
 
     @functools.cached_property
     def _extent_table(self) -> tuple[NDArray[np.int64], ...]:
@@ -173,29 +190,30 @@ class ElfCore(CrashedMemory):
 
         A read that fails is tried once more for its first page alone, so that each bad page costs only itself.
         """
+        shift, page_size = self.page_shift, self.page_size
         done = 0
         alone = False
         while done < len(room):
             window = self._window(offset + done) if self._can_map else None
             if window is not None:
                 inside = (offset + done) % _WINDOW
-                size = min(len(room) - done, len(window) - inside) >> PAGE_SHIFT << PAGE_SHIFT
+                size = min(len(room) - done, len(window) - inside) >> shift << shift
                 if size:
                     room[done : done + size] = memoryview(window)[inside : inside + size]
                     done += size
                     continue
             try:
-                count = os.preadv(self._fd, [room[done : done + PAGE_SIZE] if alone else room[done:]], offset + done)
+                count = os.preadv(self._fd, [room[done : done + page_size] if alone else room[done:]], offset + done)
             except OSError:
                 count = 0
-            whole = count >> PAGE_SHIFT << PAGE_SHIFT
+            whole = count >> shift << shift
             if whole:
                 done += whole
                 alone = False
             elif alone:
-                room[done : done + PAGE_SIZE] = bytes(PAGE_SIZE)
-                bad.append(position + (done >> PAGE_SHIFT))
-                done += PAGE_SIZE
+                room[done : done + page_size] = bytes(page_size)
+                bad.append(position + (done >> shift))
+                done += page_size
                 alone = False
             else:
                 alone = True
@@ -224,6 +242,9 @@ class ElfCore(CrashedMemory):
             window.close()
 
 
+Place = tuple[int, int, int]  # of a segment in the file: start, end, and start less the physical address
+
+
 def _is_in_proc(fd: int) -> bool:
     try:
         return os.fstat(fd).st_dev == os.stat("/proc/self").st_dev
@@ -236,22 +257,36 @@ def _cut_bytes(segments: tuple[Segment, ...], file_size: int) -> int:
     return sum(max(0, min(each.filesz, each.offset + each.filesz - file_size)) for each in segments)
 
 
-def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...]:
+def _extents(segments: tuple[Segment, ...], file_size: int, shift: int = PAGE_SHIFT) -> tuple[Extent, ...]:
     """Page extents without overlaps, ascending.
 
     /proc/vmcore stores whole pages although p_paddr and p_filesz need not be aligned, and maps the kernel's text
-    twice, so a page may occur in two PT_LOADs: the first by address wins, both hold the same memory.
+    twice, so a page may occur in two PT_LOADs: the first by address wins, both hold the same memory. Whole pages are
+    those of the kernel that serves the file: where the dead one had larger ones, what belongs to another segment is
+    not taken for the rest of a page.
     """
+    page_size = 1 << shift
+    places: list[Place] = []
+    if shift > PAGE_SHIFT:
+        places = sorted((each.offset, each.offset + each.filesz, each.offset - each.paddr) for each in segments)
     extents: list[Extent] = []
     covered = 0
     for segment in sorted(segments, key=lambda each: each.paddr):
-        start = segment.paddr >> PAGE_SHIFT
-        end = (segment.paddr + segment.filesz + PAGE_SIZE - 1) >> PAGE_SHIFT
-        offset = segment.offset - segment.paddr % PAGE_SIZE
+        start = segment.paddr >> shift
+        end = (segment.paddr + segment.filesz + page_size - 1) >> shift
+        lead = segment.paddr % page_size
+        behind = segment.offset + segment.filesz
+        offset = segment.offset - lead
+        base = segment.offset - segment.paddr
+        if _is_taken(places, offset, segment.offset, base):
+            start += 1
+            offset += page_size
+        if _is_taken(places, behind, behind + -(segment.paddr + segment.filesz) % page_size, base):
+            end -= 1
         if start < covered:
-            offset += (covered - start) << PAGE_SHIFT
+            offset += (covered - start) << shift
             start = covered
-        in_file = max(0, file_size - offset) >> PAGE_SHIFT
+        in_file = max(0, file_size - offset) >> shift
         end = min(end, start + in_file)
         if offset >= 0 and start < end:
             extents.append(Extent(start=start, end=end, offset=offset))
@@ -259,14 +294,22 @@ def _extents(segments: tuple[Segment, ...], file_size: int) -> tuple[Extent, ...
     return tuple(extents)
 
 
-def _holes(segments: tuple[Segment, ...], extents: tuple[Extent, ...]) -> tuple[tuple[int, int], ...]:
+def _is_taken(places: list[Place], start: int, end: int, base: int) -> bool:
+    """Whether bytes [start, end) of the file, at least some of them, are of other memory than `base` leads to."""
+    before = bisect.bisect_left(places, (end,)) - 1
+    return start < end and before >= 0 and places[before][1] > start and places[before][2] != base
+
+
+def _holes(
+    segments: tuple[Segment, ...], extents: tuple[Extent, ...], shift: int = PAGE_SHIFT
+) -> tuple[tuple[int, int], ...]:
     """What the segments say was in memory and is not in the file (p_memsz above p_filesz), ascending."""
     holes: list[tuple[int, int]] = []
     after = 0  # the next extent that may lie behind the start of a hole
     covered = 0
     for segment in sorted(segments, key=lambda each: each.paddr + each.filesz):
-        start = max(covered, segment.paddr + segment.filesz + PAGE_SIZE - 1 >> PAGE_SHIFT)
-        end = segment.paddr + segment.memsz >> PAGE_SHIFT
+        start = max(covered, segment.paddr + segment.filesz + (1 << shift) - 1 >> shift)
+        end = segment.paddr + segment.memsz >> shift
         while after < len(extents) and extents[after].end <= start:
             after += 1
         at = after

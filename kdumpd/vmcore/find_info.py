@@ -16,14 +16,14 @@ import numpy as np
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.arrays import ints
-from kdumpd.vmcore.machines import page_tables
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.machines import page_shift, page_tables
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
 
 _HEAD = struct.Struct("<III12s")
 _NAME = b"VMCOREINFO\0\0"
 _LARGEST = 1 << 16
-_BATCH = 512
+_BATCH = 2 << 20  # bytes of pages
 _MAX_CANDIDATES = 64
 _UTS_SIZE = 6 * 65
 
@@ -32,7 +32,7 @@ def find_note(core: CrashedMemory) -> bytes | None:
     """The whole ELF note, or None when there is none, or several that contradict each other."""
     found: dict[bytes, bytes] = {}
     for pfn in itertools.islice(_candidates(core), _MAX_CANDIDATES):
-        note = _note_at(core, pfn << PAGE_SHIFT)
+        note = _note_at(core, pfn << core.page_shift)
         if note is not None and _describes(core, note):
             # The kernel adds CRASHTIME to a copy: all else has to agree.
             found[note.split(b"CRASHTIME=")[0][_HEAD.size :].rstrip(b"\0")] = note
@@ -41,10 +41,11 @@ def find_note(core: CrashedMemory) -> bytes | None:
 
 def _candidates(core: CrashedMemory) -> Iterator[int]:
     """The page frames that begin like the note."""
-    pages = np.empty((_BATCH, PAGE_SIZE), dtype=np.uint8)
+    count = _BATCH // core.page_size
+    pages = np.empty((count, core.page_size), dtype=np.uint8)
     for extent in core.extents:
-        for at in range(extent.start, extent.end, _BATCH):
-            pfns = np.arange(at, min(at + _BATCH, extent.end), dtype=np.int64)
+        for at in range(extent.start, extent.end, count):
+            pfns = np.arange(at, min(at + count, extent.end), dtype=np.int64)
             core.read_pages(pfns, pages[: len(pfns)])
             alike = (pages[: len(pfns), 12 : _HEAD.size] == np.frombuffer(_NAME, dtype=np.uint8)).all(axis=1)
             yield from ints(pfns[alike])
@@ -67,7 +68,7 @@ def _describes(core: CrashedMemory, note: bytes) -> bool:
     if names is None or not info.release:
         return False
     try:
-        tables = page_tables(core, info)
+        tables = page_tables(core, info, page_shift(core, info, []))
         raw = tables.read(names, _UTS_SIZE + (info.offset("uts_namespace.name") or 0) + 16)
     except VmcoreError:
         return False

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.arrays import NDArray, ints
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.translate import PageTables
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
@@ -80,17 +80,18 @@ class MemoryMap:
             root is None
             or entry_size is None
             or map_at is None
-            or not 8 <= entry_size <= PAGE_SIZE
+            or not 8 <= entry_size <= self._tables.page_size
             or entry_size % 8
             or map_at % 8
             or not 0 <= map_at <= entry_size - 8
         ):
             raise VmcoreError("VMCOREINFO describes no usable struct mem_section")
-        if not PAGE_SHIFT < bits <= _MAX_SECTION_BITS:
+        page_shift = self._tables.page_shift
+        if not page_shift < bits <= _MAX_SECTION_BITS:
             raise VmcoreError(f"VMCOREINFO claims sections of 2^{bits} bytes")
-        per_section = 1 << (bits - PAGE_SHIFT)
+        per_section = 1 << (bits - page_shift)
         sections = -(-self._core.max_pfn // per_section)
-        per_root = PAGE_SIZE // entry_size
+        per_root = self._tables.page_size // entry_size
         for index, array in enumerate(self._roots(info, root, sections, per_root, entry_size)):
             if array == 0:
                 continue

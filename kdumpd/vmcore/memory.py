@@ -22,7 +22,7 @@ from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.notes import NT_PRSTATUS, Note, parse_notes
 
 PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_SIZE = 1 << PAGE_SHIFT  # of most machines, and the smallest that any has
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,8 @@ class CrashedMemory(abc.ABC):
     `incomplete` whether pages are missing that it should have, by what it says or by where it ends, `doubts` are
     sentences on what the file says and was not believed. `descriptors` are the files that reading takes, for whoever
     closes all others.
+
+    A page frame is `page_size` bytes, as on most machines until somebody says what the dead kernel has (`use_pages`).
     """
 
     path: Path
@@ -77,6 +79,7 @@ class CrashedMemory(abc.ABC):
     incomplete: bool = False
     doubts: tuple[str, ...]
     descriptors: tuple[int, ...] = ()
+    page_shift: int = PAGE_SHIFT
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +88,15 @@ class CrashedMemory(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page frame: 4096, 16384 or 65536."""
+        return 1 << self.page_shift
+
+    def use_pages(self, shift: int) -> None:
+        """From now on a page frame is 2^`shift` bytes, if the file can be read that way: `page_shift` tells."""
+        self.page_shift = shift
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -100,7 +112,7 @@ class CrashedMemory(abc.ABC):
 
     @abc.abstractmethod
     def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), PAGE_SIZE).
+        """Copies the pages of ascending `pfns` into `out`, shape (len(pfns), page_size).
 
         Returns the positions in `pfns` of pages that could not be read; these are zero in `out`.
         """
@@ -108,7 +120,7 @@ class CrashedMemory(abc.ABC):
     def has(self, pfn: int) -> bool:
         """Whether the page can be read."""
         try:
-            self.read(pfn << PAGE_SHIFT, 1)
+            self.read(pfn << self.page_shift, 1)
         except VmcoreError:
             return False
         return True

@@ -4,37 +4,37 @@
 from __future__ import annotations
 
 import abc
-import struct
 from collections.abc import Iterator
 
 import numpy as np
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.arrays import NDArray, ints, unique
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import PAGE_SHIFT, CrashedMemory
 
-_TABLES_KEPT = 256
+_KEPT = 1 << 20  # bytes of tables
 # The direct map and the kernel's image are mapped in pieces of this size, or larger: where such a piece lies is kept.
 _HUGE_SHIFT = 21
 _HUGE_SIZE = 1 << _HUGE_SHIFT
 _HUGE_KEPT = 1 << 12
-_TABLE = struct.Struct("<512Q")
 
 
 class PageTables(abc.ABC):
-    """Virtual to physical by the dead kernel's own tables: pages of 512 entries, `levels` deep, from `top_paddr` down.
+    """Virtual to physical by the dead kernel's own tables: pages of entries, `levels` deep, from `top_paddr` down.
 
-    `phys_base` is what the dump's header says of them. Tables read once are kept, up to 1 MiB of them, and
-    where huge pages lie.
+    A page has `page_size` bytes. `phys_base` is what the dump's header says of them. Tables read once are kept, up to
+    1 MiB of them, and where huge pages lie.
     """
 
     phys_base: int
     levels: int
     top_paddr: int
 
-    def __init__(self, core: CrashedMemory) -> None:
+    def __init__(self, core: CrashedMemory, page_shift: int = PAGE_SHIFT) -> None:
         self._core = core
-        self._tables: dict[int, tuple[int, ...]] = {}
+        self.page_shift = page_shift
+        self.page_size = 1 << page_shift
+        self._tables: dict[int, memoryview] = {}
         self._huge: dict[int, int] = {}
 
     @abc.abstractmethod
@@ -48,11 +48,11 @@ class PageTables(abc.ABC):
     def _lower_tables(self, entries: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
         """Physical addresses of the tables that the kernel's entries of a table of `level` (1 is the last) lead to."""
 
-    def _table(self, paddr: int) -> tuple[int, ...]:
+    def _table(self, paddr: int) -> memoryview:
         table = self._tables.get(paddr)
         if table is None:
-            table = _TABLE.unpack(self._core.read(paddr, PAGE_SIZE))
-            if len(self._tables) >= _TABLES_KEPT:
+            table = memoryview(self._core.read(paddr, self.page_size)).cast("Q")
+            if len(self._tables) >= _KEPT >> self.page_shift:
                 del self._tables[next(iter(self._tables))]
             self._tables[paddr] = table
         return table
@@ -62,7 +62,7 @@ class PageTables(abc.ABC):
 
         A table that cannot be read leads nowhere.
         """
-        frames = np.array([self.top_paddr >> PAGE_SHIFT], dtype=np.int64)
+        frames = np.array([self.top_paddr >> self.page_shift], dtype=np.int64)
         for level in range(self.levels, 0, -1):
             frames = frames[:limit]
             limit -= len(frames)
@@ -72,10 +72,10 @@ class PageTables(abc.ABC):
             below: list[NDArray[np.int64]] = []
             for frame in ints(frames):
                 try:
-                    entries = np.frombuffer(self._core.read(frame << PAGE_SHIFT, PAGE_SIZE), dtype="<u8")
+                    entries = np.frombuffer(self._core.read(frame << self.page_shift, self.page_size), dtype="<u8")
                 except VmcoreError:
                     continue
-                below.append(self._lower_tables(entries, level).astype(np.int64) >> PAGE_SHIFT)
+                below.append(self._lower_tables(entries, level).astype(np.int64) >> self.page_shift)
             frames = unique(np.concatenate(below)) if below else frames[:0]
 
     def to_phys(self, vaddr: int) -> int | None:
@@ -113,8 +113,8 @@ class PageTables(abc.ABC):
         except VmcoreError:
             found = None  # a page table that is not in the dump: the same as nothing mapped
         if found is None:
-            return None, PAGE_SIZE - vaddr % PAGE_SIZE
-        if found[1] > PAGE_SIZE:
+            return None, self.page_size - vaddr % self.page_size
+        if found[1] > self.page_size:
             if len(self._huge) >= _HUGE_KEPT:
                 self._huge.clear()
             self._huge[vaddr >> _HUGE_SHIFT] = found[0] - inside

@@ -23,7 +23,6 @@ from kdumpd.dumpfile.sink import Sink
 from kdumpd.dumpfile.stored import open_stored
 from kdumpd.errors import NoSpaceError, UsageError
 from kdumpd.targets.stream import OutputStream
-from kdumpd.vmcore.memory import PAGE_SIZE
 
 _STDOUT_FD = 1
 
@@ -133,7 +132,7 @@ def _tell(
 ) -> None:
     if options.show_stats or console.wants(Messages.REPORT):
         console.table(stats.table(outcome.pages))
-    line = f"{out}: {summary(outcome.size_bytes, outcome.pages, seconds)}"
+    line = f"{out}: {summary(outcome.size_bytes, outcome.pages, seconds, outcome.page_size)}"
     console.result(line, {**facts(source, outcome, options), "result": "complete", "out": out, "seconds": seconds})
 
 
@@ -148,6 +147,7 @@ def facts(source: Source, outcome: Outcome, options: CollectorOptions) -> dict[s
         "size_bytes": outcome.size_bytes,
         "encrypted_to": list(options.encrypt_to),
         "pages": outcome.pages,
+        "page_size": outcome.page_size,
         "timings_sec": outcome.timings_sec,
         "peak_rss_bytes": outcome.peak_memory(),
         "steps": [dataclasses.asdict(step) for step in source.steps],
@@ -162,13 +162,13 @@ def _dry_run(options: CollectorOptions, console: Console) -> int:
     level = options.dump.levels[0]
     with open_source(options, Path(options.operands[0]), console) as source:
         found = source.classify(level)
-        outcome.pages = page_counts(found)
+        outcome.pages, outcome.page_size = page_counts(found), source.core.page_size
         console.notes(source.notes)
         if options.show_stats or console.wants(Messages.REPORT):
             console.table(stats.table(outcome.pages))
         line = (
             f"level {level} keeps {found.kept_count} of {found.total} pages, "
-            f"{size_text(found.kept_count * PAGE_SIZE)} before they are packed; nothing was written"
+            f"{size_text(found.kept_count * source.core.page_size)} before they are packed; nothing was written"
         )
         console.result(line, {**facts(source, outcome, options), "result": "dry-run"})
     return 0

@@ -17,10 +17,9 @@ from kdumpd.config.core_collector import CollectorOptions, Messages
 from kdumpd.dumpfile.packing import zero_pages
 from kdumpd.errors import UsageError, VmcoreError
 from kdumpd.vmcore.classify import Classification
-from kdumpd.vmcore.memory import PAGE_SIZE
 from kdumpd.vmcore.rules import Level
 
-_PAGES_AT_ONCE = 512
+_AT_ONCE = 2 << 20  # bytes of pages
 _ALL = int(Level.ZERO | Level.CACHE | Level.CACHE_PRIVATE | Level.USER | Level.FREE)
 
 
@@ -37,8 +36,8 @@ def mem_usage(options: CollectorOptions, console: Console) -> int:
             raise VmcoreError(f"the pages of {path} cannot be told apart")
         counts = page_counts(found)
         counts["zero"] = _zero(source, found)
-        facts = {"result": "complete", "kernel": source.info.release, "pages": counts, "page_size": PAGE_SIZE,
-                 "notes": list(dict.fromkeys(source.notes))}  # fmt: skip
+        facts = {"result": "complete", "kernel": source.info.release, "pages": counts,
+                 "page_size": source.core.page_size, "notes": list(dict.fromkeys(source.notes))}  # fmt: skip
         if options.json:
             console.result("", facts)
         else:
@@ -51,8 +50,9 @@ def mem_usage(options: CollectorOptions, console: Console) -> int:
 def _zero(source: Source, found: Classification) -> int:
     """Kept pages that hold nothing. A page that cannot be read is none of them."""
     zero = 0
-    pages = np.empty((_PAGES_AT_ONCE, PAGE_SIZE), dtype=np.uint8)
-    for pfns in batches(Waiting(found.kept.copy()).take_all(), _PAGES_AT_ONCE):
+    count = _AT_ONCE // source.core.page_size
+    pages = np.empty((count, source.core.page_size), dtype=np.uint8)
+    for pfns in batches(Waiting(found.kept.copy()).take_all(), count):
         bad = source.core.read_pages(pfns, pages[: len(pfns)])
         zero += int(np.count_nonzero(zero_pages(pages[: len(pfns)]))) - len(bad)
     return zero

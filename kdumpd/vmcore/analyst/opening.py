@@ -7,12 +7,12 @@ from kdumpd.errors import VmcoreError
 from kdumpd.vmcore.analyst.trace import Trace
 from kdumpd.vmcore.arrays import ints
 from kdumpd.vmcore.kernel_log import read_log
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 _UTS_SIZE = 6 * 65
-# 64 MiB of tables map 32 GiB in pages of 4 KiB, and far more in the huge ones that the direct map usually has.
-_MAX_TABLES = 1 << 14
+# They map 32 GiB in pages of 4 KiB, and far more in the huge ones that the direct map usually has.
+_MAX_TABLES = 64 << 20  # bytes
 _MAX_ROOTS = 1 << 20
 
 
@@ -31,7 +31,7 @@ def keep_names(trace: Trace, info: Vmcoreinfo) -> None:
     for name in ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt", "_stext", "node_online_map", "node_data"):
         symbol = info.symbol(name)
         if symbol is not None:
-            trace.keep(symbol, PAGE_SIZE)
+            trace.keep(symbol, trace.tables.page_size)
 
 
 def keep_memory_map(trace: Trace, core: CrashedMemory, info: Vmcoreinfo) -> None:
@@ -44,10 +44,11 @@ def keep_memory_map(trace: Trace, core: CrashedMemory, info: Vmcoreinfo) -> None
     if root is None:
         return
     bits = info.number("SECTION_SIZE_BITS") or 27
-    if entry_size is None or not 8 <= entry_size <= PAGE_SIZE or not PAGE_SHIFT < bits < 41:
+    page_size, page_shift = trace.tables.page_size, trace.tables.page_shift
+    if entry_size is None or not 8 <= entry_size <= page_size or not page_shift < bits < 41:
         raise VmcoreError("VMCOREINFO describes no usable struct mem_section")
-    per_root = PAGE_SIZE // entry_size
-    sections = -(-core.max_pfn >> (bits - PAGE_SHIFT)) or 1
+    per_root = page_size // entry_size
+    sections = -(-core.max_pfn >> (bits - page_shift)) or 1
     length = info.length("mem_section") or 1
     physical_bits = info.number("MAX_PHYSMEM_BITS") or 0
     if 0 < physical_bits - bits < 64 and length == 1 << (physical_bits - bits):
@@ -59,10 +60,10 @@ def keep_memory_map(trace: Trace, core: CrashedMemory, info: Vmcoreinfo) -> None
     for at in range(0, len(roots), 8):
         array = int.from_bytes(roots[at : at + 8], "little")
         if array:
-            trace.keep(array, PAGE_SIZE)
+            trace.keep(array, page_size)
 
 
 def keep_tables(trace: Trace) -> None:
     """The page tables that map the kernel, level by level from the top."""
-    for frames in trace.tables.levels_below_top(_MAX_TABLES):
+    for frames in trace.tables.levels_below_top(_MAX_TABLES >> trace.tables.page_shift):
         trace.keep_frames(ints(frames))

@@ -13,13 +13,13 @@ import numpy as np
 
 from kdumpd.vmcore.arrays import NDArray
 from kdumpd.vmcore.machines import page_tables
-from kdumpd.vmcore.memory import PAGE_SHIFT, PAGE_SIZE, CrashedMemory
+from kdumpd.vmcore.memory import CrashedMemory
 from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 Frames = NDArray[np.int64]
 
 # A stage that is larger than this is no longer the part that matters first; the memory for it is bounded as well.
-MAX_FRAMES = 1 << 18
+MAX_BYTES = 1 << 30
 
 
 class _Recorded(CrashedMemory):
@@ -32,23 +32,25 @@ class _Recorded(CrashedMemory):
         self.segments = core.segments
         self.extents = core.extents
         self.doubts = core.doubts
+        self.page_shift = core.page_shift
         self.frames: set[int] = set()
         self._core = core
 
     def close(self) -> None:
         """The core belongs to somebody else."""
 
-    def _record(self, paddr: int, size: int) -> None:
-        self.frames.update(range(paddr >> PAGE_SHIFT, (paddr + size + PAGE_SIZE - 1) >> PAGE_SHIFT))
+    def record(self, paddr: int, size: int) -> None:
+        """Remembers the frames of a range."""
+        self.frames.update(range(paddr >> self.page_shift, (paddr + size + self.page_size - 1) >> self.page_shift))
 
     def read(self, paddr: int, size: int) -> bytes:
         data = self._core.read(paddr, size)
-        self._record(paddr, size)
+        self.record(paddr, size)
         return data
 
     def view(self, paddr: int, size: int) -> memoryview:
         data = self._core.view(paddr, size)
-        self._record(paddr, size)
+        self.record(paddr, size)
         return data
 
     def read_pages(self, pfns: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -78,10 +80,10 @@ class Trace:
         return self.tables.read_u32(vaddr)
 
     def keep(self, vaddr: int, size: int) -> None:
-        """Remembers what is mapped in [vaddr, vaddr + size), without reading it; at most MAX_FRAMES."""
-        for paddr, length in self.tables.runs(vaddr, min(size, MAX_FRAMES << PAGE_SHIFT)):
+        """Remembers what is mapped in [vaddr, vaddr + size), without reading it; at most MAX_BYTES."""
+        for paddr, length in self.tables.runs(vaddr, min(size, MAX_BYTES)):
             if paddr is not None:
-                self._core.frames.update(range(paddr >> PAGE_SHIFT, (paddr + length + PAGE_SIZE - 1) >> PAGE_SHIFT))
+                self._core.record(paddr, length)
 
     def keep_frames(self, frames: Iterable[int]) -> None:
         """Remembers page frames that were found in another way."""

@@ -142,7 +142,7 @@ def test_no_more_than_there_is_memory_for(
     asked = []
     monkeypatch.setattr(copy, "available_memory", lambda: available)
     monkeypatch.setattr(copy, "Workers", lambda *words: asked.append(words[0]))
-    copy.Copier(None, None, codec=Codec.ZSTD, threads=4, step=lambda: None, copied=copy.Copied())  # type: ignore[arg-type]
+    copy.Copier(Chance(), None, codec=Codec.ZSTD, threads=4, step=lambda: None, copied=copy.Copied())  # type: ignore[arg-type]
     assert asked == [count]
 
 
