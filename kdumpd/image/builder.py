@@ -293,11 +293,10 @@ def _new_base(request: BuildRequest, wanted: Wanted, progress: Progress, *, anew
 def _stock(tree: contents.Tree, wanted: Wanted, progress: Progress) -> parts.Base:
     progress("packing", 0.4)
     if wanted.early is not None:
-        entries = parts.with_payload(tree.entries, tree.early)
-        tree.entries[parts.PAYLOAD_PATH] = entries[parts.PAYLOAD_PATH]
+        archives, packed, payload = parts.write_squashed(tree.entries, tree.early, wanted.compression)
+        tree.entries[payload.path] = payload
     else:
-        entries = tree.entries
-    archives, packed = parts.write_base(entries, wanted.compression)
+        archives, packed = parts.write_base(tree.entries, wanted.compression)
     notes = tuple(tree.notes)
     return parts.Base(parts=archives, packed=packed, files=tree.records(), notes=notes, stock_notes=len(notes))
 

@@ -27,7 +27,6 @@ _FUNCTION = 3
 _NO_DOC = "-"
 _WITH_CONSTANT = frozenset(opcode.hasconst)
 _LOAD_CONST, _STORE_NAME = opcode.opmap["LOAD_CONST"], opcode.opmap["STORE_NAME"]
-_pieces: dict[tuple[int, int | None], bytes] = {}
 
 
 def cached_body(path: str, cached: str) -> bytes | None:
@@ -86,8 +85,14 @@ def _forget(code: CodeType, constants: list[object]) -> None:
 
 def _uses(instructions: bytes, constant: int) -> int:
     """How many instructions may use that constant: those whose argument goes on in front (EXTENDED_ARG) count too."""
-    pairs = zip(instructions[::2], instructions[1::2], strict=True)
-    return sum(argument == constant and operation in _WITH_CONSTANT for operation, argument in pairs)
+    found = 0
+    for operation in _WITH_CONSTANT:
+        pair = bytes((operation, constant))
+        at = instructions.find(pair)
+        while at >= 0:
+            found += not at & 1
+            at = instructions.find(pair, at + 1)
+    return found
 
 
 def line_table(code: CodeType) -> bytes:
@@ -100,18 +105,19 @@ def line_table(code: CodeType) -> bytes:
         if here == line:
             continue
         if begin != start:
-            out.append(_piece(begin - start, None if line is None else line - known))
-            known = known if line is None else line
+            out.append(_pieces[begin - start, None if line is None else line - known])
+            if line is not None:
+                known = line
         start, line = begin, here
-    out.append(_piece(len(code.co_code) - start, None if line is None else line - known))
+    out.append(_pieces[len(code.co_code) - start, None if line is None else line - known])
     return b"".join(out)
 
 
-def _piece(size: int, lines: int | None) -> bytes:
-    """The entries for `size` bytes of instructions that lie `lines` behind those before, or come from no line."""
-    key = (size, lines)
-    done = _pieces.get(key)
-    if done is None:
+class _Pieces(dict[tuple[int, int | None], bytes]):
+    """Entries for so many bytes of instructions that lie so many lines behind those before, or come from no line."""
+
+    def __missing__(self, key: tuple[int, int | None]) -> bytes:
+        size, lines = key
         units = size >> 1
         counts = [8] * (units // 8) + ([units % 8] if units % 8 else [])
         if lines is None:
@@ -126,8 +132,11 @@ def _piece(size: int, lines: int | None) -> bytes:
             done = b"".join(
                 bytes((0xE8 | count - 1,)) + (b"\0" if place else number) for place, count in enumerate(counts)
             )
-        _pieces[key] = done
-    return done
+        self[key] = done
+        return done
+
+
+_pieces = _Pieces()
 
 
 def lines(code: CodeType) -> list[tuple[int, int | None]]:

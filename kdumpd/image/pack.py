@@ -15,6 +15,8 @@ from typing import Any
 from kdumpd.errors import BuildError
 
 _ZSTD_LEVEL = 9  # of 2 MB: 0.1 MB more than level 19 makes of it, in a tenth of the time
+# Of the 5 MB before a squashfs, which are unpacked and forgotten: 0.16 MB more than level 9, in a third of the time.
+_SMALL_LEVEL = 4
 # Two threads from here on, as many as the smallest machines have processors: a number that is fixed, since the bytes
 # depend on whether there are threads.
 _LARGE_BYTES = 8 << 20
@@ -54,7 +56,7 @@ def pack(archive: bytes, compression: str) -> bytes:
     if compression == "zstd":
         zstandard = load_zstandard()
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            _ZSTD_LEVEL if len(archive) < _HUGE_BYTES else _HUGE_LEVEL,
+            _level(len(archive)),
             source_size=len(archive),
             window_log=_WINDOW_LOG,
             write_checksum=True,
@@ -66,6 +68,12 @@ def pack(archive: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.compress(archive, compresslevel=_GZIP_LEVEL, mtime=0)
     return archive
+
+
+def _level(size: int) -> int:
+    if size >= _HUGE_BYTES:
+        return _HUGE_LEVEL
+    return _ZSTD_LEVEL if size >= _LARGE_BYTES else _SMALL_LEVEL
 
 
 def unpack(packed: bytes, compression: str) -> bytes:

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import stat
 from collections.abc import Callable, Container, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from kdumpd.errors import BuildError
 from kdumpd.image import cpio, pack, squash
@@ -45,25 +46,32 @@ class Base:
     checked: bool = False
 
 
-def with_payload(entries: Mapping[str, Entry], early: Iterable[str]) -> dict[str, Entry]:
-    """`entries` with the squashfs of all that lies below /usr in place of it; but `early` is there from the start."""
+def write_base(entries: Mapping[str, Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
+    """The archive that holds `entries`, and its bytes."""
+    image = _Image()
+    image.add(BASE, entries.values(), compression)
+    return tuple(image.parts), bytes(image.data)
+
+
+def write_squashed(
+    entries: Mapping[str, Entry], early: Iterable[str], compression: str
+) -> tuple[tuple[Part, ...], bytes, Entry]:
+    """As `write_base`, with a squashfs of all that lies below /usr, which is the third of what is returned; but `early`
+    is there from the start.
+    """
     inside = [entry for path, entry in entries.items() if path.startswith(f"{squash.FOLDER}/") or path == squash.FOLDER]
     kept = set(early) | {squash.FOLDER}
     for path in early:
         parts = path.split("/")
         kept.update("/".join(parts[:length]) for length in range(1, len(parts)))
-    found = {path: entry for path, entry in entries.items() if path in kept or not path.startswith(f"{squash.FOLDER}/")}
-    found[PAYLOAD_PATH] = Entry(path=PAYLOAD_PATH, mode=stat.S_IFREG | 0o600, content=squash.write(inside))
-    return found
-
-
-def write_base(entries: Mapping[str, Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
-    """The archives that hold `entries`, and their bytes."""
+    found = [entry for path, entry in entries.items() if path in kept or not path.startswith(f"{squash.FOLDER}/")]
     image = _Image()
-    image.add(BASE, [entry for path, entry in entries.items() if path != PAYLOAD_PATH], compression)
-    if PAYLOAD_PATH in entries:
-        image.add(PAYLOAD, [entries[PAYLOAD_PATH]], "none")  # packed already
-    return tuple(image.parts), bytes(image.data)
+    with ThreadPoolExecutor(1) as aside:
+        packed = aside.submit(squash.write, inside)
+        image.add(BASE, found, compression)
+    payload = Entry(path=PAYLOAD_PATH, mode=stat.S_IFREG | 0o600, content=packed.result())
+    image.add(PAYLOAD, [payload], "none")  # packed already
+    return tuple(image.parts), bytes(image.data), payload
 
 
 def write_behind(base: Base, name: str, entries: Iterable[Entry], compression: str) -> tuple[tuple[Part, ...], bytes]:
