@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -10,10 +11,11 @@ import sys
 def have_streams() -> None:
     """Whoever closed an output (`>&-`) wants the exit status alone. No file opened later takes its place: a dump
     would get the messages. Whether it was closed is still seen in `sys.__stdout__`, which is None then."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    # Python has noticed before, and left None.
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    with contextlib.suppress(OSError):  # where there is no such device they stay closed: a capture is worth more
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+        # Python has noticed before, and left None.
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
