@@ -19,9 +19,9 @@ from lab.aptroot import LabError
 from lab.vmcore import Vmcore
 
 BUDDY, OFFLINE, SLAB, HUGETLB = 0xF0, 0xF1, 0xF5, 0xF4  # linux: include/linux/page-flags.h, enum pagetype, since 6.12
-ORDERS = 11
+ORDERS = 12  # with pages of 16 KiB, one less with smaller ones
 SAMPLE = 150
-NEW = cores(lambda kernel, levels: kernel == "7" or (kernel == "6.12-arm64" and levels == 5))
+NEW = cores(lambda kernel, levels: kernel == "7" or ("arm64" in kernel and levels == 5))
 
 
 def kinds(dump: Path, core: Vmcore, pfns: list[int]) -> dict[int, dict[str, Any]]:
@@ -69,7 +69,7 @@ def test_makedumpfile_still_does_not_read_52_bits(core: Vmcore, tmp_path: Path) 
         makedumpfile.filtered(core, tmp_path / "theirs", "-d", "31")
 
 
-@cores(lambda kernel, _: kernel in ("5.10", "7", "6.12-rt", "6.12-arm64"))
+@cores(lambda kernel, _: kernel in ("5.10", "7", "6.12-rt", "6.12-arm64", "6.12-arm64-16k"))
 def test_broken_and_ballooned_pages_are_left_out_at_any_level(core: Vmcore, tmp_path: Path) -> None:
     everything, log = tmp_path / "vmcore", tmp_path / "log"
     collect("-d", "0", core.path, everything)
@@ -77,6 +77,7 @@ def test_broken_and_ballooned_pages_are_left_out_at_any_level(core: Vmcore, tmp_
     poisoned = [int(pfn, 16) for pfn in re.findall(r"Injecting memory failure for pfn 0x([0-9a-f]+)", log.read_text())]
     assert len(poisoned) == (0 if core.kernel == "5.10" else 1)  # it is built without CONFIG_MEMORY_FAILURE
     with pages.Dump(everything) as read:
+        balloon = (small.BALLOON_MIB << 20) // read.page_size
         gone = set(read.memory.tolist()) - set(read.pfns.tolist())
     assert set(poisoned) <= gone
-    assert len(gone) == len(poisoned) + small.BALLOON_MIB * 256
+    assert len(gone) == len(poisoned) + balloon

@@ -52,7 +52,7 @@ def test_every_codec_holds_the_same_pages(core: Vmcore, dump: Path, option: str 
     collect("-d", "31", *([option] if option else []), core.path, other)
     found = pages.compare(other, dump)
     assert (found.missing, found.extra, found.differing) == ([], [], [])
-    assert found.common > 10_000
+    assert found.common > 4_000  # of 16 KiB; of 4 KiB there are more
 
 
 def test_any_number_of_threads_gives_the_same_bytes(any_core: Vmcore, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A dead kernel small enough to build by hand: memory, page tables, memory map, log, and the ELF core of it all.
 
-Physical memory is 16 MiB in sections of 4 MiB. The direct map uses 2 MiB pages, the memory map 4 KiB pages that lie
-in reverse order in physical memory, so that reading it in virtual order is a test.
+Physical memory is 16 MiB in sections of 4 MiB. The direct map uses huge pages, the memory map small ones that lie in
+reverse order in physical memory, so that reading it in virtual order is a test. It is an x86_64 kernel, or one of arm64
+with pages of 4, 16 or 64 KiB, in which the places of things and their names in VMCOREINFO are the same where they can.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ VMALLOC = 0xFFFFC90000000000
 PHYSICAL_BITS = 46
 SECTION_BITS = 22
 PER_SECTION = 1 << (SECTION_BITS - 12)
+VA_BITS = 48
+IMAGE_BYTES = 4 << 20  # mapped page by page on arm64
 SIZE_OF_PAGE = 64
 
 # struct page as 6.1 and 6.12 have it on x86_64.
@@ -66,29 +69,40 @@ FOLIO = {  # as 6.3: order and destructor are members of struct folio
 class FakeKernel:
     """Build it, change `pages` (the struct pages) and `extra` (VMCOREINFO lines), then `write` the core."""
 
-    def __init__(self, keys: dict[str, int], *, levels: int = 4, flags_in_section: int = 0x3) -> None:
+    def __init__(
+        self, keys: dict[str, int], *, levels: int = 4, flags_in_section: int = 0x3, arm64_shift: int | None = None
+    ) -> None:
+        """With pages of 2^`arm64_shift` bytes a kernel of arm64."""
         self.memory = bytearray(PAGES * PAGE)
         self.keys = dict(keys)
-        self.levels = levels
+        self.is_arm64 = arm64_shift is not None
+        self.page_shift = arm64_shift or 12
+        self.page_size = 1 << self.page_shift
+        self.count = PAGES * PAGE // self.page_size
+        self.bits_per_level = self.page_shift - 3
+        self.levels = -(-(VA_BITS - self.page_shift) // self.bits_per_level) if self.is_arm64 else levels
         self.extra: list[str] = []
         self.missing: set[str] = set()
         self.note_at: int | None = None
         self._next = 0x400000
         self.top = self._page()
         self._tables: dict[tuple[int, int], int] = {}
-        for at in range(0, PAGES * PAGE, 2 << 20):
+        for at in range(0, PAGES * PAGE, 1 << (self.page_shift + self.bits_per_level)):
             self._map(DIRECT + at, at, level=2)
-        for at in range(0, 2 << 20, 2 << 20):
-            self._map(KERNEL + at, PHYS_BASE + at, level=2)
-        self.memmap_frames = [self._page() for _ in range(PAGES * SIZE_OF_PAGE // PAGE)][::-1]
+        if self.is_arm64:
+            for at in range(0, IMAGE_BYTES, self.page_size):
+                self._map(KERNEL + at, PHYS_BASE + at, level=1)
+        else:
+            self._map(KERNEL, PHYS_BASE, level=2)
+        self.memmap_frames = [self._page() for _ in range(-(-self.count * SIZE_OF_PAGE // self.page_size))][::-1]
         for index, frame in enumerate(self.memmap_frames):
-            self._map(VMEMMAP + index * PAGE, frame, level=1)
-        self.pages = np.zeros((PAGES, SIZE_OF_PAGE // 8), dtype=np.uint64)
+            self._map(VMEMMAP + index * self.page_size, frame, level=1)
+        self.pages = np.zeros((self.count, SIZE_OF_PAGE // 8), dtype=np.uint64)
         self.pages.view(np.uint32)[:, OFFSETS["_mapcount"] // 4] = 0xFFFFFFFF
         self.root = self._page()
         self.sections = self._page()
         self._u64(self.root, DIRECT + self.sections)
-        for number in range(PAGES // PER_SECTION):
+        for number in range(PAGES * PAGE >> SECTION_BITS):
             self._u64(self.sections + number * 16, VMEMMAP | flags_in_section)
 
     def without_vmemmap(self) -> None:
@@ -116,27 +130,49 @@ class FakeKernel:
         self.extra.append(f"SYMBOL(mem_map)={DIRECT + pointer:x}")
 
     def _page(self) -> int:
-        self._next += PAGE
-        return self._next - PAGE
+        self._next += self.page_size
+        return self._next - self.page_size
 
     def _u64(self, paddr: int, value: int) -> None:
         struct.pack_into("<Q", self.memory, paddr, value & (1 << 64) - 1)
 
     def _map(self, vaddr: int, paddr: int, *, level: int) -> None:
+        if self.is_arm64:
+            vaddr &= (1 << VA_BITS) - 1
+            to_table, huge, page = 0x3, 0x701, 0x703  # Arm ARM D8: table, block, page; access flag, shareability
+        else:
+            to_table, huge, page = 0x63, 0xE3 | 1 << 63, 0x63 | 1 << 63
+        mask = (1 << self.bits_per_level) - 1
         table = self.top
         for depth in range(self.levels, level, -1):
-            key = (depth, vaddr >> (12 + 9 * (depth - 1)))
-            if key not in self._tables:
-                self._tables[key] = self._page()
-                self._u64(table + (vaddr >> (12 + 9 * (depth - 1)) & 511) * 8, self._tables[key] | 0x63)
-            table = self._tables[key]
-        self._u64(table + (vaddr >> (12 + 9 * (level - 1)) & 511) * 8, paddr | (0xE3 if level == 2 else 0x63) | 1 << 63)
+            index = vaddr >> (self.page_shift + self.bits_per_level * (depth - 1))
+            if (depth, index) not in self._tables:
+                self._tables[depth, index] = self._page()
+                self._u64(table + (index & mask) * 8, self._tables[depth, index] | to_table)
+            table = self._tables[depth, index]
+        index = vaddr >> (self.page_shift + self.bits_per_level * (level - 1))
+        self._u64(table + (index & mask) * 8, paddr | (huge if level == 2 else page))
+
+    def _machine_lines(self) -> dict[str, str]:
+        if self.is_arm64:
+            return {
+                "SYMBOL(swapper_pg_dir)": f"{KERNEL + self.top - PHYS_BASE:x}",
+                "NUMBER(kimage_voffset)": f"0x{KERNEL - PHYS_BASE:x}",
+                "NUMBER(VA_BITS)": str(VA_BITS),
+                "NUMBER(TCR_EL1_T1SZ)": f"0x{64 - VA_BITS:x}",
+                "NUMBER(PHYS_OFFSET)": "0x0",
+            }
+        return {
+            "SYMBOL(init_top_pgt)": f"{KERNEL + self.top - PHYS_BASE:x}",
+            "NUMBER(phys_base)": str(PHYS_BASE),
+            "NUMBER(pgtable_l5_enabled)": str(int(self.levels == 5)),
+        }
 
     def vmcoreinfo(self) -> bytes:
         """The text of the note."""
         lines = {
             "OSRELEASE": "6.1.0-fake",
-            "PAGESIZE": str(PAGE),
+            "PAGESIZE": str(self.page_size),
             "SYMBOL(mem_section)": f"{DIRECT + self.root:x}",
             "LENGTH(mem_section)": "2048",
             "SIZE(mem_section)": "16",
@@ -144,9 +180,7 @@ class FakeKernel:
             "NUMBER(SECTION_SIZE_BITS)": str(SECTION_BITS),
             "NUMBER(MAX_PHYSMEM_BITS)": str(PHYSICAL_BITS),
             "SIZE(page)": str(SIZE_OF_PAGE),
-            "SYMBOL(init_top_pgt)": f"{KERNEL + self.top - PHYS_BASE:x}",
-            "NUMBER(phys_base)": str(PHYS_BASE),
-            "NUMBER(pgtable_l5_enabled)": str(int(self.levels == 5)),
+            **self._machine_lines(),
             **{f"OFFSET(page.{name})": str(value) for name, value in OFFSETS.items()},
             **{key: str(value) for key, value in self.keys.items()},
             "CRASHTIME": "1700000000",
@@ -164,7 +198,9 @@ class FakeKernel:
         """Keeps the note in memory, where a running kernel has it, with the kernel's name at physical `uts_at`."""
         if "SYMBOL(init_uts_ns)" not in self.missing:
             self.extra.append(f"SYMBOL(init_uts_ns)={KERNEL + uts_at - PHYS_BASE:x}")
-        for index, text in enumerate((b"Linux", b"fake", b"6.1.0-fake", b"#1", b"x86_64")):
+        for index, text in enumerate(
+            (b"Linux", b"fake", b"6.1.0-fake", b"#1", b"aarch64" if self.is_arm64 else b"x86_64")
+        ):
             self.memory[uts_at + 65 * index : uts_at + 65 * index + len(text)] = text
         note = self.note()
         self.note_at = self._page()
@@ -172,17 +208,21 @@ class FakeKernel:
 
     def write(self, path: Path, ranges: list[tuple[int, int]] | None = None) -> Path:
         """The core with the page frames of `ranges` (all of them by default), in file order."""
+        size = self.page_size
         data = self.pages.tobytes()
         for index, frame in enumerate(self.memmap_frames):
-            self.memory[frame : frame + PAGE] = data[index * PAGE : (index + 1) * PAGE]
+            part = data[index * size : (index + 1) * size]
+            self.memory[frame : frame + len(part)] = part
         notes = struct.pack("<III", 5, 336, 1) + b"CORE\0\0\0\0" + bytes(336)
         if self.note_at is None:
             notes += self.note()
-        loads = [(start * PAGE, end * PAGE) for start, end in ranges or [(0, PAGES)]]
+        loads = [(start * size, end * size) for start, end in ranges or [(0, self.count)]]
         notes_at = 64 + 56 * (1 + len(loads))
-        offset = -(-(notes_at + len(notes)) // PAGE) * PAGE
+        offset = -(-(notes_at + len(notes)) // size) * size
         ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-        out = struct.pack("<16sHHIQQQIHHHHHH", ident, 4, 62, 1, 0, 64, 0, 0, 64, 56, 1 + len(loads), 0, 0, 0)
+        out = struct.pack(
+            "<16sHHIQQQIHHHHHH", ident, 4, 183 if self.is_arm64 else 62, 1, 0, 64, 0, 0, 64, 56, 1 + len(loads), 0, 0, 0
+        )
         out += struct.pack("<IIQQQQQQ", 4, 0, notes_at, 0, 0, len(notes), len(notes), 4)
         bodies = []
         for start, end in loads:
@@ -190,5 +230,5 @@ class FakeKernel:
             bodies.append(self.memory[start:end])
             offset += end - start
         out += notes
-        path.write_bytes(out.ljust(-(-len(out) // PAGE) * PAGE, b"\0") + b"".join(bodies))
+        path.write_bytes(out.ljust(-(-len(out) // size) * size, b"\0") + b"".join(bodies))
         return path

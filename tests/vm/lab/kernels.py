@@ -22,11 +22,13 @@ _VERSIONED = re.compile(r"linux-(image|binary|modules)-\d")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """Where a kernel comes from: a Debian suite and a package there, or the one that depends on the newest."""
+    """Where a kernel comes from: a Debian suite and a package there, or the one that depends on the newest; and
+    how much memory a small guest needs with it."""
 
     suite: str
     package: str
     architecture: str = "amd64"
+    memory_mib: int = 512
 
 
 KERNELS = {
@@ -36,6 +38,8 @@ KERNELS = {
     "6.12-trixie": Kernel(suite="trixie", package="linux-image-cloud-amd64"),
     "6.12-rt": Kernel(suite="trixie", package="linux-image-rt-amd64"),
     "6.12-arm64": Kernel(suite="trixie", package="linux-image-cloud-arm64", architecture="arm64"),
+    # Pages of 16 KiB.
+    "6.12-arm64-16k": Kernel(suite="trixie", package="linux-image-arm64-16k", architecture="arm64", memory_mib=768),
 }
 
 

@@ -34,11 +34,11 @@ class Dump:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         assert self._map[:8] == b"KDUMP   ", f"{path} is not a kdump-compressed dump"
-        self.version, self._block = self._u32(8), self._u32(_PLACE_BLOCK_SIZE)
+        self.version, self.page_size = self._u32(8), self._u32(_PLACE_BLOCK_SIZE)
         assert self.version >= 6, f"{path}: header version {self.version}"
         sub, blocks = self._u32(_PLACE_SUB_SIZE), self._u32(_PLACE_BITMAP_BLOCKS)
-        (self.max_mapnr,) = struct.unpack_from("<Q", self._map, self._block + _PLACE_MAX_MAPNR_64)
-        start, half = (1 + sub) * self._block, blocks * self._block // 2
+        (self.max_mapnr,) = struct.unpack_from("<Q", self._map, self.page_size + _PLACE_MAX_MAPNR_64)
+        start, half = (1 + sub) * self.page_size, blocks * self.page_size // 2
         self.memory = self._bits(start, half)
         self.pfns = self._bits(start + half, half)
         self._descriptors = start + 2 * half
@@ -68,12 +68,12 @@ class Dump:
         if flags & _ZLIB:
             data = zlib.decompress(data)
         elif flags & _LZO:
-            data = lzo.decompress(data, False, self._block)
+            data = lzo.decompress(data, False, self.page_size)
         elif flags & _SNAPPY:
             data = snappy.uncompress(data)
         elif flags & _ZSTD:
-            data = self._zstd.decompress(data, max_output_size=self._block)
-        assert len(data) == self._block, f"{self.path}: page frame {self.pfns[index]:#x} has {len(data)} bytes"
+            data = self._zstd.decompress(data, max_output_size=self.page_size)
+        assert len(data) == self.page_size, f"{self.path}: page frame {self.pfns[index]:#x} has {len(data)} bytes"
         return data
 
 

@@ -29,10 +29,10 @@ from .kernels import KERNELS, Unpacked, unpacked
 from .qemu import Machine, overlay
 
 MEMORY_MIB = 1024
-SMALL_MEMORY_MIB = 512
 # Kernel and levels of page tables: what tests/dump works on.
 CORES = (
     ("6.1", 5), ("6.1", 4), ("6.12", 5), ("5.10", 4), ("7", 5), ("6.12-rt", 5), ("6.12-arm64", 5), ("6.12-arm64", 4),
+    ("6.12-arm64-16k", 5),
 )  # fmt: skip
 _CAPTURE = "console=ttyS0 nr_cpus=1 reset_devices panic=5"
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -69,7 +69,7 @@ class Vmcore:
 def raw_vmcore(kernel: str, *, levels: int = 5, memory_mib: int | None = None) -> Vmcore:
     """The vmcore of a crashed guest: a kernel of Debian 12 by its series ("6.1", "6.12"), or one of KERNELS."""
     if kernel in KERNELS:
-        memory_mib = memory_mib or SMALL_MEMORY_MIB
+        memory_mib = memory_mib or KERNELS[kernel].memory_mib
         found = unpacked(KERNELS[kernel])
         parts = [found.release, *small.recipe(KERNELS[kernel]), inspect.getsource(_make_small)]
         make = functools.partial(_make_small, kernel=kernel, found=found, levels=levels, memory_mib=memory_mib)

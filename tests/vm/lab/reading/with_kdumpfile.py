@@ -20,10 +20,11 @@ def main() -> None:
     context = kdumpfile.Context()
     context.open(os.open(dump, os.O_RDONLY))
     context.attr["addrxlat.ostype"] = "linux"
+    size = context.attr["arch.page_size"]
     pages: dict[str, str | None] = {}
     for pfn in pfns:
         try:
-            page = context.read(kdumpfile.MACHPHYSADDR, int(pfn) << 12, 4096)
+            page = context.read(kdumpfile.MACHPHYSADDR, int(pfn) * size, size)
         except kdumpfile.NoDataError:
             pages[pfn] = None
         except kdumpfile.CorruptError as error:
