@@ -4,7 +4,6 @@
 What has to start fast, such as the loader, takes one name from one module: the others are imported when they are used.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     for module, names in _PLACES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)

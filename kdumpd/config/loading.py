@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 
 _LONGEST = 1024  # the shortest limit of any architecture is 896 bytes (s390), most take 2048
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")

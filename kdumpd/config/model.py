@@ -11,6 +11,7 @@ import dataclasses
 import enum
 from typing import Any
 
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.config.layout import Layout
 from kdumpd.config.targets import Target
 
@@ -36,14 +37,6 @@ class OnUnload(enum.StrEnum):
 
     RELOAD = "reload"
     REPORT = "report"
-
-
-class KexecSyscall(enum.StrEnum):
-    """Which system call loads the capture kernel (kdump.conf(5): kexec_syscall)."""
-
-    AUTO = "auto"
-    KEXEC_FILE_LOAD = "kexec_file_load"
-    KEXEC_LOAD = "kexec_load"
 
 
 class Builder(enum.StrEnum):

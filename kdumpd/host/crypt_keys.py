@@ -12,12 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdumpd.config import luks
-from kdumpd.config.capture import Layer, LayerKind
 from kdumpd.config.keyring import description
 from kdumpd.errors import LoadError, TargetError, TargetLockedError, os_reason
 from kdumpd.host.files import below, read_int, read_text
+
+if TYPE_CHECKING:
+    from kdumpd.config import luks
+    from kdumpd.config.capture import Layer
 
 CONFIGFS = "/sys/kernel/config"
 CRASH_KEYS = f"{CONFIGFS}/crash_dm_crypt_keys"
@@ -65,6 +68,8 @@ def require_key(uuid: str, where: str, root: Path = Path("/")) -> None:
 
 def keys_of(layers: Iterable[Layer]) -> tuple[str, ...]:
     """The descriptions of the keys that `layers` need, each once."""
+    from kdumpd.config.capture import LayerKind  # the loader has no layers, and starts without all that this brings
+
     return tuple(dict.fromkeys(description(layer.ident) for layer in layers if layer.kind is LayerKind.CRYPT))
 
 
@@ -99,6 +104,8 @@ def read_keys(root: Path = Path("/")) -> str | None:
 def read_volume(uuid: str, device: str, root: Path = Path("/")) -> luks.Volume:
     """What the LUKS header on the block device `device` (a name as in /sys/class/block) says. Raises TargetError or
     UnsupportedError when the capture kernel could not make a mapping from it."""
+    from kdumpd.config import luks  # nor this
+
     path = root / "dev" / device
     try:
         with path.open("rb", buffering=0) as file:

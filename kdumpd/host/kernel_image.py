@@ -8,11 +8,10 @@ gzip, or as an EFI program that unpacks itself (drivers/firmware/efi/libstub/zbo
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import struct
 import zlib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kdumpd.errors import LoadError, os_reason
 
@@ -35,8 +34,7 @@ _LOADED_HIGH = 1
 _KERNEL_64, _ABOVE_4G = 1, 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KernelHeader:
+class KernelHeader(NamedTuple):
     """`init_size_bytes` is the memory the kernel wants from its load address on until it has set itself up.
 
     `file_bytes` is what the file has at least if it is whole. `packed` is gzip or zstd for an Image that the kernel's
@@ -78,7 +76,7 @@ def _identify(head: bytes, name: str) -> KernelHeader | None:
         return _zboot(head, name)
     if head[:2] == b"\x1f\x8b":
         inner = _image(_beginning(head))
-        return None if inner is None else dataclasses.replace(inner, packed="gzip", file_bytes=0)
+        return None if inner is None else inner._replace(packed="gzip", file_bytes=0)
     return _image(head)
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel and image that get loaded together, and the descriptors through which they are checked and read."""
+"""The kernel and image that get loaded together, and the descriptors through which they are checked and read.
+
+Here, and in all that the loader imports, facts are named tuples: `dataclasses` alone, which brings `inspect`, would be
+a third of what a machine waits for Python before it is armed.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import LoadError, os_reason
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class Pair(NamedTuple):
     """What gets loaded. The sums are hexadecimal: `initrd_sha256` is from the record written when the image was
     checked, `kernel_sha256` is empty while the kernel was never loaded by us. `keys` are descriptions of the keys that
     the capture kernel gets (crypt_keys.py).
@@ -30,8 +33,7 @@ class Pair:
     keys: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class OpenPair:
+class OpenPair(NamedTuple):
     """A pair and the descriptors that the checks look at and the kernel reads from: the files behind their names may
     be replaced meanwhile.
     """

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host.files import read_text
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(NamedTuple):
     """`arch` as uname -m prints it; `boot_id` is new at each boot."""
 
     arch: str

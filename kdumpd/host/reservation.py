@@ -7,9 +7,9 @@ Refuses to know what was asked for: that is `crashkernel.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host.files import read_int, read_text
 
@@ -18,8 +18,7 @@ SIZE_PATHS = ("/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")  #
 _IOMEM_LINE = re.compile(r"^\s*([0-9a-f]+)-([0-9a-f]+) : (.*)$")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryRange:
+class MemoryRange(NamedTuple):
     """Physical addresses, both inclusive as in /proc/iomem."""
 
     start: int
@@ -31,8 +30,7 @@ class MemoryRange:
         return self.last - self.start + 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
+class Reservation(NamedTuple):
     """`size_bytes` is what an image may use; `ranges` is empty for readers without CAP_SYS_ADMIN."""
 
     size_bytes: int

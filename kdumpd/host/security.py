@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host import sysctl
 from kdumpd.host.files import below, read_int, read_text
@@ -14,8 +14,7 @@ LOCKDOWN_PATH = "/sys/kernel/security/lockdown"
 _GLOBAL_VARIABLE = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE, UEFI specification 3.3
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Security:
+class Security(NamedTuple):
     """`lockdown` is none, integrity or confidentiality, None when the kernel has no lockdown.
 
     `load_limit` is the number of capture kernels that may still be loaded (kexec_load_limit_panic), None for no limit.

@@ -7,8 +7,8 @@ what it switches. Refuses to judge whether a setting is a good one.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host.files import read_int
 
@@ -35,8 +35,7 @@ EVENTS = {
 SYSCTL_PATHS = (LOAD_DISABLED, LOAD_LIMIT, _SYSRQ, _PANIC, *(_FOLDER + name for name in EVENTS.values()))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Triggers:
+class Triggers(NamedTuple):
     """Which events this kernel turns into a panic, by the names in `EVENTS`; those it does not know are left out.
 
     `sysrq_key` tells whether Alt-SysRq-C on a console crashes the machine (root's /proc/sysrq-trigger always does).

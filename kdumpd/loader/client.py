@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import LoadError, LoadLostError, UnsupportedError, os_reason
 from kdumpd.host.crypt_keys import is_in_use
 from kdumpd.host.kexec_pair import OpenPair

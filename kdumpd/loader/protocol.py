@@ -6,14 +6,13 @@ keeps messages apart (SOCK_SEQPACKET).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair
 
@@ -26,7 +25,7 @@ def send_request(connection: socket.socket, opened: OpenPair | None) -> None:
     if opened is None:
         connection.sendall(json.dumps({"action": "unload"}).encode())
         return
-    pair = {name: str(value) for name, value in dataclasses.asdict(opened.pair).items()}
+    pair = {name: str(value) for name, value in opened.pair._asdict().items()}
     pair["keys"] = " ".join(opened.pair.keys)
     message = json.dumps({"action": "load", "pair": pair}).encode()
     socket.send_fds(connection, [message], [opened.kernel_fd, opened.initrd_fd])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import KdumpError, LoadError, LoadLostError, os_reason
 from kdumpd.host.kexec import KexecLoader, read_loaded
 from kdumpd.host.kexec_pair import Pair, open_pair

@@ -7,7 +7,8 @@ import dataclasses
 import enum
 from pathlib import Path
 
-from kdumpd.config.model import KexecSyscall, Problem
+from kdumpd.config.kexec_syscall import KexecSyscall
+from kdumpd.config.model import Problem
 from kdumpd.host.crashkernel import Expectation
 from kdumpd.host.machine import Machine
 from kdumpd.host.nextboot import NextBoot

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.service.model import Held, LoadedRecord
 
 LOADED_NAME = "loaded.json"

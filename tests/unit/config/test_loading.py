@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdumpd.config.model import Config, KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
+from kdumpd.config.model import Config
 from kdumpd.config.parse import parse_config
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import os
@@ -99,7 +98,7 @@ def test_the_kernel_gets_the_files_that_were_checked(tree: Tree) -> None:
 
 def test_keys_are_named_before_the_load(tree: Tree) -> None:
     folder = tree.keys()
-    tree.load(pair=dataclasses.replace(tree.pair(), keys=(KEY,)))
+    tree.load(pair=tree.pair()._replace(keys=(KEY,)))
     (name,) = (path for path in folder.iterdir() if path.is_dir())
     assert (name / "description").read_text() == f"{KEY}\n"
     assert read_loaded(tree.root) is True
@@ -108,7 +107,7 @@ def test_keys_are_named_before_the_load(tree: Tree) -> None:
 def test_without_the_key_the_kernel_is_not_asked(tree: Tree) -> None:
     folder = tree.keys()
     with pytest.raises(LoadError, match="cryptsetup:other, is not in root's keyring"):
-        tree.load(pair=dataclasses.replace(tree.pair(), keys=("cryptsetup:other",)))
+        tree.load(pair=tree.pair()._replace(keys=("cryptsetup:other",)))
     assert tree.calls == []
     assert not [path for path in folder.iterdir() if path.is_dir()]
 
@@ -117,7 +116,7 @@ def test_an_image_without_its_keys_does_not_stay(tree: Tree) -> None:
     """It would capture nothing, and the kernel says that it is loaded."""
     tree.keys(handed_over=False)
     with pytest.raises(LoadError, match="without the keys of the encrypted target"):
-        tree.load(pair=dataclasses.replace(tree.pair(), keys=(KEY,)))
+        tree.load(pair=tree.pair()._replace(keys=(KEY,)))
     assert [flags for *_, flags in tree.calls] == [FILE_ON_CRASH, FILE_ON_CRASH | FILE_UNLOAD]
     assert read_loaded(tree.root) is False
 

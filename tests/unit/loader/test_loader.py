@@ -17,7 +17,7 @@ from fake_machine import FakeKernel, FakeMachine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdumpd.config.model import KexecSyscall
+from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair, open_pair
 from kdumpd.loader.__main__ import serve
@@ -321,3 +321,13 @@ def test_others_than_root_are_refused(machine: FakeMachine) -> None:
         [sys.executable, "-c", code, str(TOP), "/nowhere"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "came from user 65534" in done.stdout
+
+
+def test_it_starts_without_what_takes_long() -> None:
+    """Each of these is time that a machine waits for its capture kernel."""
+    code = "import sys, kdumpd.loader.__main__; print(*sorted(sys.modules))"
+    words = ["/usr/bin/python3", "-s", "-c", code]
+    done = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "kdumpd.host.kexec" in loaded
+    assert not loaded & {"dataclasses", "inspect", "argparse", "subprocess", "logging", "kdumpd.config.model", "numpy"}
