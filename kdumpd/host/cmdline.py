@@ -8,10 +8,10 @@ what `crashkernel=` means: that is `crashkernel.py`. Syntax: lib/cmdline.c, next
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host.files import read_text
 
@@ -142,8 +142,7 @@ def parse_cmdline(text: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(pairs)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What kdump.conf wants changed: `base` instead of the running kernel's line, parameters to leave out by name,
     words to add. What is added takes the place of our own word of that name.
     """

@@ -57,6 +57,9 @@ class KexecLoader(Protocol):
     def unload(self) -> None:
         """Unloads whatever is loaded. Raises LoadError or UnsupportedError."""
 
+    def soon(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block a load may be asked for: whoever carries it out may start already. Raises nothing."""
+
 
 def read_loaded(root: Path = Path("/")) -> bool | None:
     """True when the kernel holds a capture kernel; None when it knows no such thing (no CONFIG_KEXEC or CRASH_DUMP)."""
@@ -141,6 +144,10 @@ class FileLoader:
                 # It would capture nothing: nobody may take it for one that does.
                 self.unload()
                 raise
+
+    def soon(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody has to start: this process makes the call."""
+        return contextlib.nullcontext()
 
     def unload(self) -> None:
         """Takes the capture kernel out of the kernel."""

@@ -8,17 +8,16 @@ would be missing in the dump. Kernels with CONFIG_CRASH_HOTPLUG mend that header
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from kdumpd.host.files import read_int, read_text
 
 _RAM = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) : System RAM\b", re.MULTILINE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
+class Topology(NamedTuple):
     """`cpus` as in /sys/devices/system/cpu/present, `memory` as in /proc/iomem; empty when it cannot be known.
 
     `cpus_handled` and `memory_handled` tell whether the kernel itself keeps the loaded header right.

@@ -59,6 +59,8 @@ def serve(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> in
     A fault ends the process without an answer: what the kernel holds then is not known, and so silence is taken.
     """
     with connection:
+        if not _is_asked(connection):
+            return 0
         answer = _carry_out(connection, loader, unloader)
         try:
             send_answer(connection, answer)
@@ -68,10 +70,19 @@ def serve(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> in
     return 0
 
 
+def _is_asked(connection: socket.socket) -> bool:
+    """Waits for the request. The service connects while it looks whether there is something to load, and may not come
+    back."""
+    connection.settimeout(_REQUEST_SECONDS)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
 def _carry_out(connection: socket.socket, loader: Loads, unloader: KexecLoader) -> KdumpError | None:
     try:
         _require_root(connection)
-        connection.settimeout(_REQUEST_SECONDS)
         opened = receive_request(connection)
         with closing(opened):
             if opened is None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from kdumpd.loader.protocol import receive_answer, send_request
 FILE, KEYS, TOOL = "load", "load-keys", "load-tool"
 _ANSWER_SECONDS = 400.0  # kexec-tools is given 300
 _END_SECONDS = 10.0
+_WAITS_SECONDS = 15.0  # half of what a loader does
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -36,6 +37,7 @@ class ProcessLoader:
         self._root = root
         self._units = units
         self._module = module
+        self._waiting: tuple[socket.socket, float] | None = None
 
     def load(self, opened: OpenPair) -> None:
         """Loads the pair. Raises LoadError (LoadLostError when nobody knows what happened) or UnsupportedError."""
@@ -65,6 +67,20 @@ class ProcessLoader:
                 raise
             raise UnsupportedError(f"{missing.sentence}, and {error.sentence}", hint=error.hint) from error
 
+    @contextlib.contextmanager
+    def soon(self) -> Iterator[None]:
+        """Has systemd start the loader for kexec_file_load(2), which waits for its request, while the caller looks what
+        is to be loaded. One that got none by the end of the block just ends."""
+        if self._units:
+            with contextlib.suppress(LoadError):  # told by whoever asks for the load
+                self._waiting = (self._connect(FILE), time.monotonic())
+        try:
+            yield
+        finally:
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                waiting[0].close()
+
     def unload(self) -> None:
         """Unloads whatever is loaded. Raises LoadError or UnsupportedError."""
         self._ask(FILE, None)
@@ -91,20 +107,40 @@ class ProcessLoader:
 
     @contextlib.contextmanager
     def _by_socket(self, which: str) -> Iterator[socket.socket]:
-        path = self._run_dir / f"{which}.socket"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            try:
-                connection.connect(str(path))
-            except OSError as error:
-                raise LoadError(
-                    f"The loader does not listen at {path}: {os_reason(error)}",
-                    hint=f"systemctl start kdumpd-{which}.socket",
-                    errno=error.errno,
-                ) from error
+        waiting = self._take_waiting() if which == FILE else None
+        with waiting or self._connect(which) as connection:
             yield connection
+
+    def _take_waiting(self) -> socket.socket | None:
+        """The connection to a loader that was started by `soon`, unless it may have given up waiting."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return None
+        connection, since = waiting
+        if time.monotonic() - since < _WAITS_SECONDS:
+            return connection
+        connection.close()
+        return None
+
+    def _connect(self, which: str) -> socket.socket:
+        """A connection to the loader's socket. Raises LoadError."""
+        path = self._run_dir / f"{which}.socket"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            connection.close()
+            raise LoadError(
+                f"The loader does not listen at {path}: {os_reason(error)}",
+                hint=f"systemctl start kdumpd-{which}.socket",
+                errno=error.errno,
+            ) from error
+        return connection
 
     @contextlib.contextmanager
     def _by_child(self, which: str) -> Iterator[socket.socket]:
+        import subprocess  # under systemd nobody needs it
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = [sys.executable or "/usr/bin/python3", "-m", self._module, "--root", str(self._root)]
         words += ["--tool"] if which == TOOL else []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from kdumpd.service.options import Options
 if TYPE_CHECKING:
     from kdumpd.host.kexec import KexecLoader
     from kdumpd.service.actions import Builder
+    from kdumpd.service.early import Early
+    from kdumpd.service.places import Places
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Options:
@@ -41,6 +44,17 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(words)))
 
 
+def _arm_early(places: Places, loader: KexecLoader) -> Early:
+    """Loads what was loaded before the boot, if that is still right, while the rest of the daemon is imported."""
+    from kdumpd.service.early import Early
+
+    early = Early(places, loader)
+    early.begin()
+    if len(os.sched_getaffinity(0)) == 1:
+        early.wait()  # the imports would take the processor from the loader
+    return early
+
+
 def main(
     arguments: list[str] | None = None, *, loader: KexecLoader | None = None, builder: Builder | None = None
 ) -> int:
@@ -49,9 +63,17 @@ def main(
     lean.small_pages()
     spare_openssl()
     lean.one_arena()
+    from kdumpd.host.units import have_units  # what follows may import hashlib
+    from kdumpd.loader.client import ProcessLoader
+
+    os.umask(0o077)
+    units = options.root == Path("/") and have_units()
+    loader = loader or ProcessLoader(options.places.run_dir, root=options.root, units=units)
+    early = _arm_early(options.places, loader)
     try:
         from kdumpd.service.daemon import Daemon
     except ModuleNotFoundError as missing:
+        early.wait()
         print(
             f"kdumpd: the Python module {missing.name} is not installed "
             "(apt install python3-gi python3-pydbus python3-systemd)",
@@ -59,7 +81,7 @@ def main(
         )
         return 1
     try:
-        return Daemon(options, loader=loader, builder=builder).run()
+        return Daemon(options, loader=loader, builder=builder, early=early).run()
     except KdumpError as error:
         print(f"kdumpd: {error}", file=sys.stderr)
         return error.exit_code

@@ -18,10 +18,11 @@ from kdumpd.errors import KdumpError, LoadError, LoadLostError, os_reason
 from kdumpd.host.kexec import KexecLoader, read_loaded
 from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.machine import now_usec
+from kdumpd.service.early import Armed
 from kdumpd.service.estimate import mib
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.kept import keep, prune
-from kdumpd.service.model import Facts, LoadedRecord
+from kdumpd.service.model import Code, Facts, LoadedRecord
 from kdumpd.service.places import Places
 from kdumpd.service.records import LoadedFile
 
@@ -84,22 +85,27 @@ class Actor:
         try:
             with open_pair(_pair(record)) as opened:
                 self._loader.load(opened)
-                kept = keep(self._places, record, opened)
+                kept = keep(self._places, record, opened, "" if facts.image.stale else facts.image.kernel_sha256)
         except KdumpError as error:
             raise self._restore(file, facts.loaded, error) from error
         # Should this fail, loading.json stays and tells that the record does not fit what the kernel holds.
         _note(lambda: file.commit(kept), self._places.run_dir)
         prune(self._places, kept)
         usec = int((time.monotonic() - start) * 1e6)
-        self._journal.tell(
-            Event.LOADED,
-            f"Loaded the capture kernel {record.release}, {mib(facts.reserved_bytes)} reserved",
-            kernel=record.release,
-            initramfs=record.initrd,
-            image_id=record.image_id,
-            reserved_bytes=facts.reserved_bytes,
-            duration_usec=usec,
+        tell_loaded(
+            self._journal,
+            Armed(
+                release=record.release,
+                image_id=record.image_id,
+                initrd=record.initrd,
+                reserved_bytes=facts.reserved_bytes,
+                duration_usec=usec,
+            ),
         )
+
+    def soon(self) -> contextlib.AbstractContextManager[None]:
+        """See KexecLoader."""
+        return self._loader.soon()
 
     def unload(self, facts: Facts) -> None:
         """Unloads whatever the kernel holds. Raises KdumpError."""
@@ -129,6 +135,30 @@ class Actor:
             sentence = f"{error.sentence}; the previous image could not be loaded again: {second}"
             return LoadError(sentence, hint=error.hint, errno=code)
         return LoadError(f"{error.sentence}; the previous image is loaded again", hint=error.hint, errno=code)
+
+
+def tell_loaded(journal: Journal, armed: Armed) -> None:
+    """The journal hears of a load."""
+    journal.tell(
+        Event.LOADED,
+        f"Loaded the capture kernel {armed.release}, {mib(armed.reserved_bytes)} reserved",
+        kernel=armed.release,
+        initramfs=armed.initrd,
+        image_id=armed.image_id,
+        reserved_bytes=armed.reserved_bytes,
+        duration_usec=armed.duration_usec,
+    )
+
+
+def tell_unloaded(journal: Journal, release: str, *, reports: bool) -> None:
+    """The journal hears that somebody unloaded ours; `reports` is on_unload report."""
+    journal.tell(
+        Event.UNLOADED,
+        "Somebody unloaded the capture kernel past kdumpd; it "
+        + ("stays unloaded (on_unload report)" if reports else "is loaded again"),
+        kernel=release,
+        reason=Code.UNLOADED_BY_OTHER.value,
+    )
 
 
 def _pair(record: LoadedRecord) -> Pair:

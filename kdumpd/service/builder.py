@@ -18,8 +18,8 @@ from typing import Any
 
 from kdumpd.errors import BuildError, CancelledError
 from kdumpd.host.units import instance
+from kdumpd.service.json_file import read_json
 from kdumpd.service.places import Places
-from kdumpd.service.records import read_json
 
 _SECONDS = 900  # a build takes half a minute on a slow machine; something hangs that takes this long
 _POLL_SECONDS = 0.2

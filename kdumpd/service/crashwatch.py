@@ -20,6 +20,7 @@ from kdumpd.errors import KdumpError
 from kdumpd.host.machine import read_machine
 from kdumpd.host.pstore import PanicRecord, read_panics
 from kdumpd.service.journal import Event, Journal
+from kdumpd.service.json_file import read_json, write_atomic
 from kdumpd.service.missed import (
     MISSING,
     Answer,
@@ -32,7 +33,7 @@ from kdumpd.service.missed import (
     read_test,
 )
 from kdumpd.service.places import Places
-from kdumpd.service.records import SEEN_NAME, read_json, write_atomic
+from kdumpd.service.records import SEEN_NAME
 
 _STEP_NS = 3_000_000_000
 

@@ -7,7 +7,6 @@ The machine is armed without a bus too: the daemon starts, tells the journal, an
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -20,9 +19,8 @@ from kdumpd.crashes.index import Crash
 from kdumpd.errors import ServiceUnreachableError
 from kdumpd.host.kexec import KexecLoader
 from kdumpd.host.units import have_units
-from kdumpd.loader.client import ProcessLoader
 from kdumpd.service import notify
-from kdumpd.service.actions import Actor, Builder
+from kdumpd.service.actions import Actor, Builder, tell_loaded, tell_unloaded
 from kdumpd.service.ahead import Ahead
 from kdumpd.service.builder import ImageBuilder
 from kdumpd.service.crashduty import CrashDuty
@@ -30,11 +28,11 @@ from kdumpd.service.dbus.adapter import Link
 from kdumpd.service.dbus.crash import CrashBoard
 from kdumpd.service.dbus.job import JobBoard
 from kdumpd.service.dbus.manager import Manager
+from kdumpd.service.early import Early
 from kdumpd.service.engine import Engine
 from kdumpd.service.jobs import JobQueue
 from kdumpd.service.journal import Event, Journal
 from kdumpd.service.options import Options
-from kdumpd.service.places import Places
 from kdumpd.service.silent import read_silent
 from kdumpd.service.status import Status
 from kdumpd.service.watch import Watcher
@@ -48,19 +46,14 @@ _AGAIN: bool = GLib.SOURCE_CONTINUE
 class Daemon:
     """One run of the service."""
 
-    def __init__(self, options: Options, *, loader: KexecLoader | None = None, builder: Builder | None = None) -> None:
-        usual = Places.below(options.root)
-        self._places = Places(
-            root=options.root,
-            state_dir=options.state_dir or usual.state_dir,
-            run_dir=options.run_dir or usual.run_dir,
-        )
+    def __init__(self, options: Options, *, loader: KexecLoader, early: Early, builder: Builder | None = None) -> None:
+        self._places = options.places
+        self._early = early
         self._bus_address = options.bus_address
         self._interval = options.interval
         self._journal = Journal()
         units = options.root == Path("/") and have_units()
         self._builder: Builder = builder or ImageBuilder(self._places, self._report, units=units)
-        loader = loader or ProcessLoader(self._places.run_dir, root=options.root, units=units)
         actor = Actor(self._places, loader, self._builder, self._journal)
         ahead = builder or ImageBuilder(self._places, lambda phase, progress: None, units=units)
         self._ahead = Ahead(self._places, ahead, self._journal)
@@ -103,20 +96,30 @@ class Daemon:
 
     def run(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit status."""
-        os.umask(0o077)
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="<3>%(name)s: %(message)s")
         for folder in (self._places.state_dir, self._places.run_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._watcher.attach()
+        self._tell_early()
         self._manager = Manager(self._engine, self._jobs, self._engine.first_status())
         self._connect()
+        # The first thing that the engine does: a look at what is watched from now on would come in between.
+        self._engine.do(self._engine.check)
         self._engine.start()
         self._add_sources()
         notify.ready(self._status_line)
-        self._engine.do(self._engine.check)
         self._ahead.start()
         self._loop.run()
         return self._stop()
+
+    def _tell_early(self) -> None:
+        """The journal hears of what was loaded before there was one to tell."""
+        armed = self._early.wait()
+        if armed is None:
+            return
+        if armed.again:
+            tell_unloaded(self._journal, armed.release, reports=False)
+        tell_loaded(self._journal, armed)
 
     def _add_sources(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -31,7 +31,7 @@ from kdumpd.errors import (
 )
 from kdumpd.host.kexec_errors import LASTING
 from kdumpd.host.machine import read_machine
-from kdumpd.service.actions import Actor
+from kdumpd.service.actions import Actor, tell_unloaded
 from kdumpd.service.crashtest import CrashTest
 from kdumpd.service.crashwatch import CrashWatch
 from kdumpd.service.facts import gather
@@ -42,6 +42,7 @@ from kdumpd.service.pace import Due
 from kdumpd.service.places import Places
 from kdumpd.service.plan import Plan, make_plan
 from kdumpd.service.reach import Reach
+from kdumpd.service.readiness import Readiness
 from kdumpd.service.records import HoldFile, LoadedFile
 from kdumpd.service.recovery import Recovery
 from kdumpd.service.status import Status, make_status
@@ -97,6 +98,8 @@ class Engine:
         self._watch = watch
         self._on_crashes = on_crashes
         self._images = ImageReader(places)
+        self._readiness = Readiness(places)
+        self._reports = False
         self._crash_watch = CrashWatch(places, journal, on_crash)
         self._crash_test = CrashTest(places, journal, units=units)
         self._crashes: tuple[Crash, ...] = ()
@@ -161,7 +164,7 @@ class Engine:
                     self._next_try = 0.0
                 if plan and time.monotonic() >= self._next_try:
                     with contextlib.suppress(KdumpError):  # noted as `failure`, told to the journal, shown in the state
-                        self._apply(plan)
+                        self._apply(plan, facts)
                 else:
                     self._publish(facts)
                 # Nothing else would wake the engine for the next attempt.
@@ -173,18 +176,20 @@ class Engine:
 
     def load(self) -> None:
         """See Manager.Load. Raises KdumpError."""
-        with self._turn():
+        with self._turn(), self._actor.soon():
             self._release()
-            self._do(make_plan(self._gather(), asked=True))
+            facts = self._gather()
+            self._do(make_plan(facts, asked=True), facts)
 
     def rebuild(self) -> None:
         """See Manager.Rebuild. Raises KdumpError."""
         with self._turn():
             self._release()
-            plan = make_plan(self._gather(), asked=True, rebuild=True)
+            facts = self._gather()
+            plan = make_plan(facts, asked=True, rebuild=True)
             if not plan.build:
-                self._refuse(self._gather())
-            self._do(plan)
+                self._refuse(facts)
+            self._do(plan, facts)
 
     def reload(self) -> None:
         """See Manager.Reload. Raises KdumpError."""
@@ -197,13 +202,13 @@ class Engine:
                 self._refuse(facts)
             plan = make_plan(facts, asked=not by_other and not facts.held)
             if plan or not (by_other or facts.held):
-                self._do(plan)
+                self._do(plan, facts)
             else:
                 self._publish(facts)
 
     def unload(self) -> None:
         """See Manager.Unload. Raises KdumpError."""
-        with self._turn():
+        with self._turn(), self._actor.soon():
             facts = self._gather()
             hold = self._hold_file()
             try:
@@ -261,13 +266,12 @@ class Engine:
             hopeful, self._hopeful = self._hopeful, False
             self.check(patient=not hopeful)
 
-    def _do(self, plan: Plan) -> None:
-        """Carries out what a person asked for."""
+    def _do(self, plan: Plan, facts: Facts) -> None:
+        """Carries out what a person asked for, planned for `facts`."""
         if not plan.load:
-            facts = self._gather()
             self._publish(facts)
             self._refuse(facts)
-        self._apply(plan)
+        self._apply(plan, facts)
 
     def _refuse(self, facts: Facts) -> None:
         """Raises the error that fits the first reason which stands in the way of loading."""
@@ -282,12 +286,12 @@ class Engine:
                 raise _REFUSALS[reason.code](reason.sentence, hint=reason.cure or None)
         raise LoadError(reasons[0].sentence if reasons else "There is nothing to load", hint="kdumpctl status")
 
-    def _apply(self, plan: Plan) -> None:
-        """Builds, then looks again, then loads. Raises the first KdumpError after everything was tried."""
+    def _apply(self, plan: Plan, facts: Facts) -> None:
+        """Builds and looks again, then loads. Raises the first KdumpError after everything was tried."""
         first: KdumpError | None = None
         if plan.build:
-            first = self._try_build()
-        facts = self._gather()
+            first = self._try_build(facts)
+            facts = self._gather()
         # A build that failed must not keep an older image from being loaded into an empty place.
         wanted = plan.load if first is None else not facts.crash_loaded and not facts.held
         if wanted and facts.image.usable and facts.kernel is not None and facts.security.may_load:
@@ -301,8 +305,7 @@ class Engine:
         if first is not None:
             raise first
 
-    def _try_build(self) -> KdumpError | None:
-        facts = self._gather()
+    def _try_build(self, facts: Facts) -> KdumpError | None:
         if facts.image.damaged is not None:
             self._publish(facts)  # the new image will hide that the old one went bad: the journal has to know
         try:
@@ -355,7 +358,9 @@ class Engine:
             self._working = False
 
     def _gather(self) -> Facts:
+        self._readiness.before()
         config: Config = read_config(self._places.root)
+        self._reports = config.on_unload is OnUnload.REPORT
         waiting = self._recovery.look(config)
         if not self._recovery.running:  # what is on its way is not missing
             self._crashes = self._crash_watch.look(config)
@@ -391,17 +396,12 @@ class Engine:
         if report:
             with contextlib.suppress(OSError):  # then it is loaded again, which is the lesser evil
                 self._hold_file().hold(Held.OTHER)
-        self._journal.tell(
-            Event.UNLOADED,
-            "Somebody unloaded the capture kernel past kdumpd; it "
-            + ("stays unloaded (on_unload report)" if report else "is loaded again"),
-            kernel=facts.machine.release,
-            reason=Code.UNLOADED_BY_OTHER.value,
-        )
+        tell_unloaded(self._journal, facts.machine.release, reports=report)
         return report
 
     def _publish(self, facts: Facts) -> Status:
         """Shows the status and tells the journal when the judgement is another one than before."""
+        self._readiness.after(facts, reports=self._reports)
         status = make_status(facts)
         state = status.state
         told = (state.rung, tuple(reason.code for reason in state.reasons))

@@ -21,15 +21,20 @@ _NAME_DIGITS = 16
 _PART = 64 << 10  # of memory, and of the time that Python's own SHA-256 keeps all other threads waiting
 
 
-def keep(places: Places, record: LoadedRecord, opened: OpenPair) -> LoadedRecord:
-    """`record` with the names of the kept files; with those of the originals where keeping them does not work."""
+def keep(places: Places, record: LoadedRecord, opened: OpenPair, kernel_sha256: str = "") -> LoadedRecord:
+    """`record` with the names of the kept files; with those of the originals where keeping them does not work.
+
+    `kernel_sha256` is the sum of the opened kernel where it is known: a copy that is there is not made again then.
+    """
     folder = places.kept_dir
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         initrd = folder / f"initrd-{record.initrd_sha256[:_NAME_DIGITS]}"
         if not initrd.exists():
             os.link(record.initrd, initrd)
-        kernel, kernel_sha256 = _copy(opened.kernel_fd, folder)
+        kernel = _name(folder, kernel_sha256)
+        if not kernel_sha256 or not _has_size(kernel, os.fstat(opened.kernel_fd).st_size):
+            kernel, kernel_sha256 = _copy(opened.kernel_fd, folder)
     except OSError:
         return record
     return dataclasses.replace(record, initrd=str(initrd), kernel=str(kernel), kernel_sha256=kernel_sha256)
@@ -41,6 +46,18 @@ def prune(places: Places, record: LoadedRecord) -> None:
         for path in places.kept_dir.iterdir():
             if str(path) not in (record.kernel, record.initrd):
                 path.unlink()
+
+
+def _name(folder: Path, sha256: str) -> Path:
+    return folder / f"kernel-{sha256[:_NAME_DIGITS]}"
+
+
+def _has_size(path: Path, size: int) -> bool:
+    """A copy gets its name when all of it is on the disk; the loader compares its sum before it is used."""
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _copy(fd: int, folder: Path) -> tuple[Path, str]:
@@ -55,6 +72,8 @@ def _copy(fd: int, folder: Path) -> tuple[Path, str]:
             offset += len(part)
             digest.update(part)
             copy.write(part)
-    path = folder / f"kernel-{digest.hexdigest()[:_NAME_DIGITS]}"
+        copy.flush()
+        os.fsync(copy.fileno())
+    path = _name(folder, digest.hexdigest())
     temporary.rename(path)
     return path, digest.hexdigest()

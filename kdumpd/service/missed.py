@@ -21,8 +21,8 @@ from kdumpd.crashes.index import Crash
 from kdumpd.host.machine import now_usec
 from kdumpd.host.pstore import PanicRecord
 from kdumpd.loader.crash import TAG_NAME, log_line
+from kdumpd.service.json_file import read_json, write_atomic
 from kdumpd.service.model import LastTest
-from kdumpd.service.records import read_json, write_atomic
 
 TEST_NAME = "test.json"
 MISSING = "missing"

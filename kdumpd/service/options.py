@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import NamedTuple
+
+from kdumpd.service.places import Places
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(NamedTuple):
     """See kdumpd(8). `interval` is seconds; None stands for the usual folder and the system bus."""
 
     root: Path = Path("/")
@@ -16,3 +17,11 @@ class Options:
     run_dir: Path | None = None
     bus_address: str | None = None
     interval: float = 30.0
+
+    @property
+    def places(self) -> Places:
+        """The folders that these options mean."""
+        usual = Places.below(self.root)
+        return Places(
+            root=self.root, state_dir=self.state_dir or usual.state_dir, run_dir=self.run_dir or usual.run_dir
+        )

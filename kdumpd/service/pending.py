@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdumpd.errors import DeniedError, KdumpError, os_reason
 from kdumpd.host.kernels import is_release
-from kdumpd.service.records import write_atomic
+from kdumpd.service.json_file import write_atomic
 
 FOLDER = "pending"
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import NamedTuple
+
+# In the folder of this boot; see records.py.
+LOADED_NAME = "loaded.json"
+LOADING_NAME = "loading.json"
+HELD_NAME = "held.json"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class Places(NamedTuple):
     """`root` is what facts are read below; `state_dir` holds images and outlives a boot, `run_dir` does not."""
 
     root: Path = Path("/")

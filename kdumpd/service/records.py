@@ -9,45 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from kdumpd.config.kexec_syscall import KexecSyscall
+from kdumpd.service.json_file import read_json, write_atomic
 from kdumpd.service.model import Held, LoadedRecord
+from kdumpd.service.places import HELD_NAME, LOADED_NAME, LOADING_NAME
 
-LOADED_NAME = "loaded.json"
-LOADING_NAME = "loading.json"
-HELD_NAME = "held.json"
 SEEN_NAME = "seen.json"
 # A load takes a few seconds where the machine is slow; the kernel is empty for a part of them.
 _LOAD_SECONDS = 60.0
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `path` so that it holds the old or the new text at every moment; mode 0600. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None when there is none, or something else stands there."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def parse_loaded(raw: dict[str, Any] | None) -> LoadedRecord | None:

@@ -10,8 +10,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from kdumpd.service.json_file import read_json, write_atomic
 from kdumpd.service.model import LastRehearsal
-from kdumpd.service.records import read_json, write_atomic
 
 REHEARSAL_NAME = "rehearsal.json"
 LOG_NAME = "rehearsal.log"

@@ -20,7 +20,7 @@ from kdumpd.config.targets import NfsTarget, SshTarget, Target
 from kdumpd.errors import KdumpError, TargetError, UnsupportedError, os_reason
 from kdumpd.host.machine import now_usec
 from kdumpd.host.network import look_up
-from kdumpd.service.records import write_atomic
+from kdumpd.service.json_file import write_atomic
 from kdumpd.service.tried import FAILED, REPORT_NAME, WORKS, TriedTarget
 from kdumpd.targets.probe import Probed, probe_target
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from kdumpd.service.records import read_json
+from kdumpd.service.json_file import read_json
 
 REPORT_NAME = "targets.json"
 WORKS, FAILED = "works", "failed"

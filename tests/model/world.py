@@ -21,6 +21,8 @@ from fake_machine import MIB, RELEASE, FakeMachine
 
 from kdumpd.errors import KdumpError
 from kdumpd.host.kexec import FILE_UNLOAD
+from kdumpd.service.early import Early
+from kdumpd.service.places import Places
 
 GOOD = ("", "final_action halt\n", "core_collector makedumpfile -d 1\n", "on_unload report\n", "bogus 1\n")
 BAD = ("path relative\n", "final_action dance\n", "path /a\npath /b\n")
@@ -49,6 +51,13 @@ class World(Bench):
         self.rehearsed: tuple[str, str] | None = None  # image and command line that delivered a dump
         super().__init__(FakeMachine(root))
         self.kernel.heard = self._loaded
+
+    def restart(self) -> None:
+        """A new service, which may load before it looks."""
+        early = Early(Places.below(self.machine.root), self.kernel.loader())
+        early.begin()
+        early.wait()
+        super().restart()
 
     def _loaded(self, flags: int, code: int) -> None:
         """The fake kernel did what the service asked for, or failed with `code`, which leaves it empty as well."""
@@ -153,9 +162,12 @@ class World(Bench):
             self.holds = Held(False, self.memory, self.cpus)
             self.show(True)
 
-    def _boot(self) -> None:
+    def _boot(self, *, supported: bool = True) -> None:
         self._unload_behind()
         self.machine.write("proc/sys/kernel/random/boot_id", f"{self.pick.random()}\n")
+        if not supported:
+            for name in ("kexec_crash_loaded", "kexec/crash_loaded"):
+                (self.machine.root / "sys/kernel" / name).unlink(missing_ok=True)
         self.restart()
 
     def _killed(self) -> None:
@@ -224,8 +236,6 @@ class World(Bench):
     def _support(self) -> None:
         """A kernel without crash kexec, until the next boot."""
         if self.pick.random() < 0.1:
-            self._boot()
-            for name in ("kexec_crash_loaded", "kexec/crash_loaded"):
-                (self.machine.root / "sys/kernel" / name).unlink(missing_ok=True)
+            self._boot(supported=False)
         elif not self.shows_loaded():
             self.show(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -48,17 +49,18 @@ class Listening:
 
     def __init__(self, folder: Path, loaders: dict[str, object]) -> None:
         self._sockets = []
+        self.accepted: queue.SimpleQueue[str] = queue.SimpleQueue()
         for name, loader in loaders.items():
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             listening.bind(str(folder / f"{name}.socket"))
             listening.listen()
-            threading.Thread(target=self._serve, args=[listening, loader], daemon=True).start()
+            threading.Thread(target=self._serve, args=[listening, loader, name], daemon=True).start()
             self._sockets.append(listening)
 
-    @staticmethod
-    def _serve(listening: socket.socket, loader: Callable[[OpenPair | None], None]) -> None:
+    def _serve(self, listening: socket.socket, loader: Callable[[OpenPair | None], None], name: str) -> None:
         while True:
             connection, _ = listening.accept()
+            self.accepted.put(name)
             with connection:
                 opened = receive_request(connection)
                 try:
@@ -304,6 +306,37 @@ def test_without_systemd_it_is_a_child(machine: FakeMachine, tmp_path: Path) -> 
         (machine.root / "proc/sys/kernel/kexec_load_disabled").write_text("0\n")
         with open_pair(pair) as opened:
             loader.load(opened)
+
+
+def test_a_loader_that_is_asked_for_nothing_just_ends(machine: FakeMachine) -> None:
+    ours, theirs = _sockets()
+    ours.close()
+    kernel = FakeKernel(machine)
+    assert serve(theirs, kernel.loader(), kernel.loader()) == 0
+    ours, theirs = _sockets()
+    words = ["/usr/bin/python3", "-m", "kdumpd.loader"]
+    with theirs:
+        child = subprocess.Popen(words, cwd=TOP, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ours.close()
+    assert child.communicate(timeout=60) == (b"", b"")
+    assert child.returncode == 0
+
+
+def test_a_loader_that_started_already_is_asked(machine: FakeMachine, tmp_path: Path) -> None:
+    """One connection for the load, made before; what follows makes its own."""
+    asked: list[OpenPair | None] = []
+    listening = Listening(tmp_path, {FILE: asked.append})
+    client = _client(tmp_path)
+    with open_pair(_pair(machine)) as opened, client.soon():
+        assert listening.accepted.get(timeout=60) == FILE
+        client.load(opened)
+        assert len(asked) == 1
+        assert listening.accepted.empty()
+        client.unload()
+        assert listening.accepted.get(timeout=60) == FILE
+    assert len(asked) == 2
+    with _client(tmp_path / "nowhere").soon():
+        pass
 
 
 def test_others_than_root_are_refused(machine: FakeMachine) -> None:
