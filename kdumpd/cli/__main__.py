@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _status(words: list[str]) -> int:
     """Of the command that `words` are. argparse itself answers to --help and to what is no command."""
     try:
-        options = make_parser().parse_args([_with_style(word) for word in words])
+        options = make_parser(words[0] if words else "status").parse_args([_with_style(word) for word in words])
     except SystemExit:
         sys.stdout.flush()  # where a fault can still be told
         raise

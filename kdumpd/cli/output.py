@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import json
-import locale
 import os
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +16,8 @@ _UNITS = "KMGTPE"
 
 def print_json(value: Any, style: str) -> None:
     """`short` is one line, `pretty` many."""
+    import json  # here and below: most of what is said is one line
+
     print(json.dumps(value, indent=2 if style == "pretty" else None))
 
 
@@ -46,6 +44,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
 
 def wrap(text: str, indent: int, *, begins: int | None = None) -> str:
     """Wrapped to the terminal, for a line in which it begins in column `begins`; long words (paths) stay whole."""
+    import textwrap
+
     return textwrap.fill(
         printable(text),
         width=max(40, width()),
@@ -93,7 +93,11 @@ def duration(usec: int | None) -> str:
 
 def width() -> int:
     """Columns of the terminal; 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+    if not sys.stdout.isatty():
+        return 80
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def clip(text: str, columns: int) -> str:
@@ -116,7 +120,11 @@ def marks() -> dict[str, str]:
 
 
 def _utf8() -> bool:
-    encoding = getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False)
+    encoding = getattr(sys.stdout, "encoding", None)
+    if not encoding:
+        import locale
+
+        encoding = locale.getpreferredencoding(False)
     return encoding.lower().replace("-", "") == "utf8"
 
 

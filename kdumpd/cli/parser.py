@@ -6,7 +6,6 @@ fast; the completions and the manual page are tested against what is built here.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +44,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _guess(word: str, known: list[str]) -> str:
+    import difflib  # the only thing that needs it is a mistake
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -61,8 +62,15 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Ar
             yield from action.choices.items()
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole language."""
+def make_parser(word: str = "") -> argparse.ArgumentParser:
+    """The whole language; where `word` is a verb, what can be said with that one alone, which takes a tenth of it."""
+    if word:
+        alone = _make(word)
+        return alone if names(alone) else _make()
+    return _make()
+
+
+def _make(only: str = "") -> argparse.ArgumentParser:
     common = _common()
     parser = Parser(
         prog="kdumpctl",
@@ -74,6 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
 
     def verb(name: str, run: str, text: str, *aliases: str, add: _Add | None = None) -> None:
+        if only and only not in (name, *aliases):
+            return
         one = verbs.add_parser(name, parents=[common], help=text, description=text, aliases=list(aliases))
         one.set_defaults(run=run, verb=name)
         if add is not None:

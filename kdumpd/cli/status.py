@@ -7,11 +7,10 @@ reasons come from `kdumpd.service.state` in both cases.
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdumpd.cli import failure, output
 from kdumpd.errors import KdumpError, ServiceUnreachableError
@@ -40,8 +39,7 @@ _STALE = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(NamedTuple):
     """What is printed: `fields` as in --json; `service` tells where it comes from."""
 
     fields: Mapping[str, Any]
@@ -54,8 +52,7 @@ class Report:
         return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Check:
+class _Check(NamedTuple):
     """A line: fails with any reason of `codes`, is good from the rung `above` on."""
 
     label: str
