@@ -87,7 +87,7 @@ class Bus:
     def stop(self) -> None:
         """Ends the bus."""
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 class Client:
@@ -153,7 +153,7 @@ class Service:
             raise AssertionError(f"{error}; log: {self.log.read_text()}") from None
         self.client = Client(self.bus.address)
 
-    def wait_state(self, state: str, seconds: float = 30) -> None:
+    def wait_state(self, state: str, seconds: float = 60) -> None:
         """Waits until the service is quiet on this rung."""
         wait(
             lambda: (self.client.get("State"), self.client.get("Activity")) == (state, ""),
@@ -164,7 +164,7 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends it; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 class _NotifySocket:
@@ -182,7 +182,7 @@ class _NotifySocket:
         while data := self._socket.recv(65536):
             self.messages.append(data.decode())
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Waits for a message with `text` behind the one that the last wait was for."""
 
         def arrived() -> bool:
@@ -199,7 +199,7 @@ class _NotifySocket:
         self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def wait(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Polls until `condition` holds; AssertionError with `what` when it never does."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -32,10 +32,10 @@ class SlowBuilder(FakeBuilder):
         self._cancelled = False
 
     def build(self, release: str) -> str:
-        self._cancelled = False
         while self._slow.exists():
             time.sleep(0.02)
-            if self._cancelled:
+            if self._cancelled:  # perhaps even before this began
+                self._cancelled = False
                 raise CancelledError("The build of the capture image was cancelled")
         if self._fail.exists():
             self.fail = [self._fail.read_text()]

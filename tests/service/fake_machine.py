@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,10 +85,23 @@ class FakeMachine:
         return machine
 
     def write(self, path: str, text: str | bytes) -> None:
-        """Writes a file, as the kernel or a person would."""
+        """Writes a file, as the kernel or a person would: nobody who reads it meanwhile finds it empty."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        data = text if isinstance(text, bytes) else text.encode()
+        if path.startswith(("proc/", "sys/")):
+            # The same inode all the time, as in the real ones: some are watched.
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0) as out:
+                out.write(data)
+                out.truncate(len(data))
+        elif file.exists():
+            real = Path(os.path.realpath(file))
+            new = self.root / f".new-{os.getpid()}-{threading.get_ident()}"
+            new.write_bytes(data)
+            new.chmod(stat.S_IMODE(real.stat().st_mode))
+            new.replace(real)
+        else:
+            file.write_bytes(data)
 
     def reserve(self, crashkernel: str | None, size_bytes: int | None = None) -> None:
         """Boots with this crashkernel=; `size_bytes` is what the kernel made of it."""

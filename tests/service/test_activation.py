@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bus_bench import HERE, NAME, OPEN, TOP, Bus, wait
+from bus_bench import HERE, NAME, OPEN, TOP, Bus, runs, wait
 from fake_machine import FakeMachine
 
 # What the bus waits for a service, and what this one takes: longer than that, and than kdumpctl waits for an answer.
@@ -52,7 +52,7 @@ class Activating:
         if pid.exists():
             group = int(pid.read_text())
             os.killpg(group, signal.SIGTERM)
-            wait(lambda: not Path(f"/proc/{group}").exists(), "the end of the service", 15)
+            wait(lambda: not runs(group), "the end of the service")
         self.bus.stop()
 
 

@@ -171,16 +171,28 @@ def test_changes_are_told_at_once_and_together(service: Service, machine: FakeMa
     assert "ReservedBytes" not in change
     del seen[:]
     machine.reserve("64M")
-    pump(lambda: any(change.get("ReservedBytes") == 64 * MIB for change in seen), "the second signal")
-    assert seen[-1]["State"] == "reserved-too-small"
+    told: dict[str, Any] = {}
+
+    def arrived() -> bool:
+        for change in seen:
+            told.update(change)
+        return (told.get("ReservedBytes"), told.get("State")) == (64 * MIB, "reserved-too-small")
+
+    pump(arrived, "the second signal")
 
 
 def test_a_quiet_service_sends_nothing(service: Service) -> None:
     seen = _watch(service.client)
-    deadline = time.monotonic() + 1.2  # four looks
-    while time.monotonic() < deadline:
-        GLib.MainContext.default().iteration(False)
-        time.sleep(0.01)
+
+    def listen(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            GLib.MainContext.default().iteration(False)
+            time.sleep(0.01)
+
+    listen(0.5)  # the signal of what the properties say already may be on its way
+    del seen[:]
+    listen(1.2)  # four looks
     assert seen == []
 
 
@@ -327,7 +339,7 @@ def test_a_kernel_that_came_gets_its_image_ahead(service: Service, machine: Fake
     before = machine.image_id()
     pending.leave(machine.root / "var/lib/kdumpd", release, pending.Event.ADD)
     service.client.call("KernelsChanged")
-    wait((machine.root / f"var/lib/kdumpd/{release}/image.json").exists, "an image for the new kernel", 20)
+    wait((machine.root / f"var/lib/kdumpd/{release}/image.json").exists, "an image for the new kernel")
     assert (service.client.get("State"), machine.image_id()) == ("loaded", before)
 
 
@@ -348,7 +360,7 @@ def _heard(client: Client) -> tuple[list[tuple[str, str]], Callable[[], bool]]:
 def test_a_crash_that_arrives_is_signalled(service: Service, machine: FakeMachine) -> None:
     heard, arrived = _heard(service.client)
     machine.crash("host-20260101T000000Z")
-    wait(arrived, "CrashAdded", 20)
+    wait(arrived, "CrashAdded")
     assert heard == [("host-20260101T000000Z", "complete")]
 
 
@@ -358,5 +370,5 @@ def test_a_crash_that_is_found_at_the_start_is_signalled(service: Service, machi
     listener = Client(service.bus.address)
     heard, arrived = _heard(listener)
     service.start()
-    wait(arrived, "CrashAdded", 20)
+    wait(arrived, "CrashAdded")
     assert heard == [("host-20260101T000000Z", "complete")]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
@@ -155,11 +154,10 @@ def test_ten_callers_of_slow_methods_hold_up_nobody(service: Service, machine: F
         done.append(connection.call_finish(result))
 
     for _ in range(10):
-        service.client.connection.call(NAME, PATH, INTERFACE, "Rebuild", None, None, 0, 20_000, None, ended)
+        service.client.connection.call(NAME, PATH, INTERFACE, "Rebuild", None, None, 0, 120_000, None, ended)
     other = Client(service.bus.address)
-    begin = time.monotonic()
-    assert other.call("ListCrashes") == ([],)
-    assert time.monotonic() - begin < 8  # else it waited for one of them
+    assert other.call("ListCrashes", ms=60_000) == ([],)  # none of them is over, nor will it be
+    assert done == []
     (machine.root / "slow").unlink()
     context = GLib.MainContext.default()
-    wait(lambda: (context.iteration(False), len(done) == 10)[1], "ten replies", 20)
+    wait(lambda: (context.iteration(False), len(done) == 10)[1], "ten replies", 120)

@@ -124,4 +124,4 @@ def test_without_a_bus_the_machine_is_armed_and_the_bus_found_later(folder: Path
             again.stop()
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0

@@ -54,12 +54,12 @@ def polkitd(bus: Bus, rule: str, log: Path) -> Iterator[None]:
         )
     try:
         client = Client(bus.address)
-        wait(lambda: _runs(client) or process.poll() is not None, f"polkitd: {log.read_text()}", 30)
+        wait(lambda: _runs(client) or process.poll() is not None, f"polkitd: {log.read_text()}")
         assert process.poll() is None, log.read_text()
         yield
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 @pytest.mark.parametrize(

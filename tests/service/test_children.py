@@ -49,6 +49,8 @@ def test_killed_at_any_moment_it_comes_back_to_the_same_state(
         service.start()
         assert service.client.get("State") in ("loaded", "loaded-stale", "unloaded")
         service.wait_state("loaded")
+        # The loader of the service that was killed may have been slower than the next service.
+        wait(kernel.held, "what the kernel holds")
         held = kernel.held()
         record = json.loads((machine.root / "run/kdumpd/loaded.json").read_text())
         assert held is not None
@@ -98,11 +100,11 @@ def _worst_answer(service: Service) -> tuple[int, float]:
 
 
 def test_the_loop_answers_while_a_build_and_a_load_run(start: Callable[..., Service]) -> None:
-    """Within 50 ms. What blocks the loop does so each time; noise of the machine does not come three times."""
+    """Within 50 ms. What blocks the loop does so each time; noise of the machine does not come eight times."""
     service = start(real_builder=True, processes=True)
     wait(lambda: service.client.get("Activity") == "building", "the build")
     found = []
-    for _ in range(3):
+    for _ in range(8):
         found.append(_worst_answer(service))
         if found[-1][1] < _LOOP_SECONDS:
             break

@@ -36,38 +36,39 @@ def _daemon(machine: FakeMachine, bus: Bus, interval: float) -> Iterator[tuple[i
             yield process.pid, client
         finally:
             process.terminate()
-            process.wait(15)
+            process.wait(60)
 
 
 def _wakeups(pid: int) -> int:
     """How often a thread of the process went to sleep, which is as often as one woke up."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", (task / "status").read_text(), re.MULTILINE)
-        assert match is not None
-        total += int(match[1])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+            match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", (task / "status").read_text(), re.MULTILINE)
+            assert match is not None
+            total += int(match[1])
     return total
 
 
-def _fewest(pid: int) -> int:
-    """Wake-ups of the quietest of some windows: what else runs on this machine may cause device events."""
-    found = []
-    for _ in range(4):
-        before = _wakeups(pid)
+def _quiet(pid: int, interval: float) -> list[tuple[int, float]]:
+    """Wake-ups and seconds of windows up to the first one with no more than one for each interval, and one over. What
+    else runs on this machine may cause device events, so that some windows have more: it fails when all of them do."""
+    found: list[tuple[int, float]] = []
+    while not found or found[-1][0] > found[-1][1] / interval + 1:
+        assert len(found) < 10, found
+        before, begin = _wakeups(pid), time.monotonic()
         time.sleep(WINDOW_SECONDS)
-        found.append(_wakeups(pid) - before)
-        if found[-1] <= 1:
-            break
-    return min(found)
+        found.append((_wakeups(pid) - before, time.monotonic() - begin))
+    return found
 
 
 def test_it_wakes_up_once_for_each_reading_and_for_nothing_else(machine: FakeMachine, bus: Bus) -> None:
     FakeBuilder(machine).build(RELEASE)
     machine.crash_loaded(True)
     with _daemon(machine, bus, 30.0) as (pid, _):
-        assert _fewest(pid) <= 1  # twice a minute
+        _quiet(pid, 30.0)
     with _daemon(machine, bus, 0.5) as (pid, _):
-        assert _fewest(pid) <= WINDOW_SECONDS / 0.5 + 1  # one thread, once a tick
+        _quiet(pid, 0.5)  # one thread, once a tick
 
 
 def test_it_stays_below_30_mib(machine: FakeMachine, bus: Bus) -> None:
@@ -81,10 +82,15 @@ def test_it_stays_below_30_mib(machine: FakeMachine, bus: Bus) -> None:
         before = _resident_kib(pid)
         _crash(machine)
         log = machine.root.parent / "log"
-        wait(lambda: "its checksum differs" in log.read_text(), "the check of a dump", 30)
+        wait(lambda: "its checksum differs" in log.read_text(), "the check of a dump")
+        found = []
+
+        def rests() -> bool:
+            found.append(_resident_kib(pid))
+            return found[-1] < LIMIT_KIB and found[-1] - before < 1024
+
         time.sleep(1.5)
-        assert _resident_kib(pid) < LIMIT_KIB
-        assert _resident_kib(pid) - before < 1024, "the check of a dump left something behind"
+        wait(rests, "the end of what the check of a dump took")
         maps = Path(f"/proc/{pid}/maps").read_text()
         for name in ("numpy", "libcrypto"):
             assert name not in maps

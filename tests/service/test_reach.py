@@ -67,7 +67,7 @@ def test_a_target_that_comes_and_goes(
     start: Callable[..., Service], machine: FakeMachine, server: Sshd, account: str, dumps: Path
 ) -> None:
     service = start()
-    wait(tried(machine, "works"), "the first trial", 30)
+    wait(tried(machine, "works"), "the first trial")
     assert isinstance(report(machine)[0]["free_bytes"], int)
     assert (machine.root / REPORT).stat().st_mode & 0o777 == 0o600
     assert list(dumps.iterdir()) == [], "the trial left something"
@@ -101,7 +101,7 @@ def test_it_is_tried_rarely_and_after_hints(start: Callable[..., Service], machi
     """The tick of this service comes more often than that of a real one; no trial comes of it."""
     (machine.root / "run/systemd/netif/links").mkdir(parents=True)
     service = start()
-    wait(tried(machine, "works"), "the first trial", 30)
+    wait(tried(machine, "works"), "the first trial")
     service.wait_state("loaded", 30)
     # The image that was loaded meanwhile was one trial more.
     wait(_quiet(machine, service), "an end of trials", 60)
