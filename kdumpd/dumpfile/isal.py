@@ -21,6 +21,7 @@ _PAGE = np.dtype(
     [("next_in", "u8"), ("avail_in", "u4"), ("total_in", "u4"), ("next_out", "u8"), ("avail_out", "u4"),
      ("total_out", "u4")]
 )  # fmt: skip
+_ROW = np.dtype((np.void, _PAGE.itemsize))  # the same as bytes
 _TOTAL_OUT = 28
 _LEVEL, _LEVEL_BUF_SIZE, _LEVEL_BUF, _END_OF_STREAM, _GZIP_FLAG = 40, 44, 48, 56, 60
 # The trailer of zlib's format without its header: the library writes one header only for a state, however many pages.
@@ -73,11 +74,10 @@ class IsalCompressor:
         # One less than a page: what does not shrink is an error, and not packed to its end.
         pages["avail_out"] = page_size - 1 - header
         target.pages[which, :header] = _HEADER
-        rows = memoryview(pages).cast("B")  # type: ignore[arg-type] # as above
         pack, state, current, written = self._pack, self._state, self._current, self._written
         sizes = []
-        for at in range(0, len(rows), _PAGE.itemsize):
-            current[:] = rows[at : at + _PAGE.itemsize]
+        for row in pages.view(_ROW).tolist():
+            current[:] = row
             sizes.append(0 if pack(state) else header + written.value)
         return sizes
 
