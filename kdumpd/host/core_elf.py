@@ -8,6 +8,7 @@ the kernel's text, then the memory of the machine without what is reserved for t
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,6 @@ _ET_CORE, _PT_LOAD, _PT_NOTE = 4, 1, 4
 _RWX = 7
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 _MODULUS = 1 << 64
-_PAGE = 4096
 TEXT_NAME = "kernel text"
 _CPU = re.compile(r"cpu(\d+)")
 
@@ -85,10 +85,15 @@ def _vmcoreinfo_note(root: Path) -> tuple[int, int]:
     return int(words[0], 16), int(words[1], 16)
 
 
-def without(ram: Sequence[MemoryRange], taken: Sequence[MemoryRange]) -> Iterator[MemoryRange]:
-    """`ram` in whole pages, in its order, without what is `taken`."""
+def without(
+    ram: Sequence[MemoryRange], taken: Sequence[MemoryRange], page_size: int = mmap.PAGESIZE
+) -> Iterator[MemoryRange]:
+    """`ram` in whole pages, in its order, without what is `taken`.
+
+    /proc/vmcore shows the whole of each page in which a part begins or ends: what is beside memory must not be read.
+    """
     for span in ram:
-        start, end = -(-span.start // _PAGE) * _PAGE, (span.last + 1) // _PAGE * _PAGE
+        start, end = -(-span.start // page_size) * page_size, (span.last + 1) // page_size * page_size
         for hole in sorted(taken, key=lambda hole: hole.start):
             if hole.last < start or hole.start >= end:
                 continue

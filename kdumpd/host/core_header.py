@@ -10,6 +10,7 @@ Pure: text in, judgement out.
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +27,7 @@ _COMPLAINT = re.compile(r"^(Can't|Can ?not) (get|find|read|open) .*$", re.MULTIL
 _GUESSED = re.compile(r"\b_s?text\b|page_offset|VA_BITS|phys_offset|/proc/kcore", re.IGNORECASE)
 _PT_LOAD, _PT_NOTE = 1, 4
 _KERNEL_HALF = 1 << 63
-_PAGE = 4096
+_PAGE = mmap.PAGESIZE  # of this kernel, which is the one that is described
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,5 +258,13 @@ def test_success_without_a_loaded_kernel(board: Board, monkeypatch: pytest.Monke
 def test_ram_is_cut_into_whole_pages() -> None:
     ram = [MemoryRange(start=0x1000_0800, last=0x1000_57FF)]
     hole = MemoryRange(start=0x1000_2000, last=0x1000_2FFF)
-    found = [(span.start, span.last) for span in without(ram, [hole])]
+    found = [(span.start, span.last) for span in without(ram, [hole], 4096)]
     assert found == [(0x1000_1000, 0x1000_1FFF), (0x1000_3000, 0x1000_4FFF)]
+
+
+@pytest.mark.parametrize(
+    ("page_size", "start", "end"), [(16384, 0x1000_4000, 0x1004_8000), (65536, 0x1001_0000, 0x1004_0000)]
+)
+def test_pages_may_be_larger(page_size: int, start: int, end: int) -> None:
+    ram = [MemoryRange(start=0x1000_0800, last=0x1004_8FFF), MemoryRange(start=0x2000_1000, last=0x2000_2FFF)]
+    assert [(span.start, span.last + 1) for span in without(ram, [], page_size)] == [(start, end)]
