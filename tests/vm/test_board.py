@@ -49,10 +49,23 @@ def of_the_board_alone(image: Path, folder: Path) -> None:
     assert len(magics) == 1, magics
 
 
-@pytest.mark.parametrize("suite", [board.SUITE, pytest.param("bookworm", marks=pytest.mark.matrix)])
-def test_a_board_captures_to_a_usb_stick(suite: str, scratch: Path) -> None:
-    """Debian 13's kernel, and by hand 12's, for which kexec-tools arm a header that no capture kernel can read."""
-    kernel = board.kernel(suite)
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> board.Kernel:
+    return board.kernel(*request.param)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        (board.SUITE, "linux-image-arm64"),
+        pytest.param(("bookworm", "linux-image-arm64"), marks=pytest.mark.matrix),
+        pytest.param((board.SUITE, board.LARGE_PAGES), marks=pytest.mark.matrix),
+    ],
+    ids=" ".join, indirect=True,
+)  # fmt: skip
+def test_a_board_captures_to_a_usb_stick(kernel: board.Kernel, scratch: Path) -> None:
+    """Debian 13's kernel, and by hand 12's, for which kexec-tools arm a header that no capture kernel can read, and
+    the one with pages of 16 KiB."""
     marker = f"kdumpd-marker-{os.urandom(8).hex()}"
     out = build(kernel, scratch)
     of_the_board_alone(out / "capture-initramfs", scratch / "unpacked")

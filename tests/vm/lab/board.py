@@ -24,6 +24,7 @@ SUITE = "trixie"
 PACKAGES = ("python3", "python3-numpy", "python3-zstandard", "busybox-static")
 ON_BOARD = Path(__file__).parent / "on_board"
 CPU = "cortex-a57"
+LARGE_PAGES = "linux-image-arm64-16k"
 MEMORY_MIB = 1024
 USB_LABEL = "CRASHES"
 _CONSOLE = MACHINES[ARCHITECTURE][2]
@@ -36,13 +37,14 @@ _USB_DISK = ("if=none,id=stick,format=raw,cache=unsafe", "usb-storage,bus=usb.0,
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A board's kernel: its Image, the folder of its modules with depmod's files, its configuration."""
+    """A board's kernel: its Image, the folder of its modules with depmod's files, its configuration; a cpu for it."""
 
     release: str
     image: Path
     modules: Path
     config: Path
     suite: str
+    cpu: str
 
 
 def sysroot() -> Path:
@@ -73,10 +75,10 @@ def sysroot() -> Path:
     return _kept("sysroot", versions, make)
 
 
-def kernel(suite: str = SUITE) -> Kernel:
+def kernel(suite: str = SUITE, newest: str = "linux-image-arm64") -> Kernel:
     """Debian's kernel for all kinds of arm64 machines (its cloud kernel has no USB), with the modules a board needs."""
     apt = AptRoot(suite, ARCHITECTURE)
-    (package,) = (name for name in apt.needs("linux-image-arm64", "linux-image-") if name[12].isdigit())
+    (package,) = (name for name in apt.needs(newest, "linux-image-") if name[12].isdigit())
     release = package.removeprefix("linux-image-")
 
     def make(scratch: Path) -> None:
@@ -101,7 +103,7 @@ def kernel(suite: str = SUITE) -> Kernel:
     folder = _kept(f"kernel-{release}", release, make)
     return Kernel(
         release=release, image=folder / "vmlinuz", modules=folder / "lib/modules" / release,
-        config=folder / "config", suite=suite,
+        config=folder / "config", suite=suite, cpu="max,pauth-impdef=on" if newest == LARGE_PAGES else CPU,
     )  # fmt: skip
 
 
@@ -173,7 +175,7 @@ def machine(used: Kernel, disk: Path, stick: Path, folder: Path) -> Machine:
         memory_mib=MEMORY_MIB,
         log=folder / "board.log",
         architecture=ARCHITECTURE,
-        cpu=CPU,
+        cpu=used.cpu,
         devices=["qemu-xhci,id=usb", device],
         words=["-drive", f"{drive},file={stick}"],
     )
