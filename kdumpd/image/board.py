@@ -28,7 +28,7 @@ from kdumpd.host.fdt import DeviceTree
 from kdumpd.host.kernel_image import KernelHeader, read_header, unpacked
 from kdumpd.host.kernels import Kernel, is_release, parse_kernel_config
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import contents, cpio, elf, kernel_facts, kmodules, pack, programs, pyclosure, verify
+from kdumpd.image import contents, cpio, elf, kernel_facts, kmodules, pack, probe, programs, pyclosure, verify
 from kdumpd.image.builder import NEEDED_OPTIONS, applets_of
 from kdumpd.image.capture import find_init
 from kdumpd.image.origin import PYTHON, Origin, applets
@@ -281,7 +281,7 @@ def _require_version(interpreter: str, origin: Origin) -> None:
         version = (3, int(named[1]))  # starting it takes seconds where it is emulated
     else:
         script = "import json, sys; json.load(sys.stdin); print(json.dumps(sys.version_info[:2]))"
-        version = tuple(pyclosure.run_python(interpreter, script, None, f"starting the Python in {origin.root}"))
+        version = tuple(probe.run_python(interpreter, script, None, f"starting the Python in {origin.root}"))
     if version < _OLDEST_PYTHON:
         raise BuildError(
             f"the Python in {origin.root} is {'.'.join(map(str, version))}, kdumpd needs 3.11 or newer",

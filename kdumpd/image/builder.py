@@ -41,6 +41,7 @@ from kdumpd.image import (
     tools,
 )
 from kdumpd.image.capture import find_init
+from kdumpd.image.probe import Probe
 from kdumpd.image.record import (
     MANIFEST_PATH,
     WATCHDOGS_PATH,
@@ -82,13 +83,18 @@ Progress = Callable[[str, float], None]
 
 
 def build(
-    request: BuildRequest, progress: Progress = lambda phase, fraction: None, *, anew: bool = False
+    request: BuildRequest,
+    progress: Progress = lambda phase, fraction: None,
+    *,
+    anew: bool = False,
+    prepared: Probe | None = None,
 ) -> ImageRecord:
     """Builds the image into `request.output` (0700; files 0600) and returns its record.
 
-    With `anew` nothing of the images that are there is used again. Raises BuildError when something the image needs is
-    missing or its check fails, UnsupportedError when the kernel cannot be a capture kernel, BusyError when another
-    build of the same folder is under way. In each case the image that was there stays as it was.
+    With `anew` nothing of the images that are there is used again. `prepared` is what `pyclosure.start` gave. Raises
+    BuildError when something the image needs is missing or its check fails, UnsupportedError when that kernel cannot be
+    a capture kernel, BusyError when another build of the same folder is under way. In each case the image that was
+    there stays as it was.
     """
     config = read_kernel_config(request.kernel.release, request.root)
     _require_options(request.kernel, config)
@@ -100,7 +106,7 @@ def build(
             # The running kernel is looked at while other processes find and compile the collector.
             with ThreadPoolExecutor(1) as aside:
                 found = aside.submit(_settings, request, wanted, None)
-                base = _new_base(request, wanted, progress, anew=anew)
+                base = _new_base(request, wanted, progress, anew=anew, prepared=prepared)
             settings = found.result()
         else:
             base, settings = before.base, _settings(request, wanted, before)
@@ -228,7 +234,7 @@ def stage(request: BuildRequest, folder: Path) -> None:
         raise BuildError(f"{error.filename} cannot be written: {os_reason(error)}", hint=f"df -h {folder}") from error
 
 
-def gather(request: BuildRequest) -> contents.Tree:
+def gather(request: BuildRequest, prepared: Probe | None = None) -> contents.Tree:
     """All entries of our own that are the same for each kernel. Raises BuildError naming what is missing."""
     own = request.builder is Builder.BUSYBOX
     tree = contents.skeleton(find_init(), "init" if own else "kdumpd/init")
@@ -239,7 +245,7 @@ def gather(request: BuildRequest) -> contents.Tree:
     elfs += storage.add_tools(tree, request.targets)
     network.add_trust(tree, request.capture, request.root)
     closure = pyclosure.find_closure(
-        request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, _requested(request.capture)
+        request.interpreter, pyclosure.PACKAGE_DIR, request.collector_modules, _requested(request.capture), prepared
     )
     elfs += programs.add_programs(tree, request.capture.hooks, request.capture.extra_bins, request.root)
     elfs += contents.add_python(tree, closure, pyclosure.PACKAGE_DIR, request.interpreter)
@@ -274,9 +280,11 @@ def _add_kernel_files(tree: contents.Tree, request: BuildRequest, wanted: Wanted
         contents.add_early_modules(tree, wanted.index, release, wanted.early)
 
 
-def _new_base(request: BuildRequest, wanted: Wanted, progress: Progress, *, anew: bool) -> parts.Base:
+def _new_base(
+    request: BuildRequest, wanted: Wanted, progress: Progress, *, anew: bool, prepared: Probe | None
+) -> parts.Base:
     if request.builder is not Builder.BUSYBOX:
-        tree = gather(request)
+        tree = gather(request, prepared)
         tree.notes.extend(wanted.notes)
         _add_kernel_files(tree, request, wanted)
         progress(f"running {request.builder}", 0.2)
@@ -284,7 +292,7 @@ def _new_base(request: BuildRequest, wanted: Wanted, progress: Progress, *, anew
         return _stock(tree, wanted, progress)
     stock = None if anew else reuse.find_stock(request.output, wanted.stock_key)
     if stock is None:
-        stock = _stock(gather(request), wanted, progress)
+        stock = _stock(gather(request, prepared), wanted, progress)
     tree = contents.Overlay(notes=list(wanted.notes))
     _add_kernel_files(tree, request, wanted)
     return parts.with_kernel(stock, tree, wanted.compression)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from kdumpd.errors import BuildError
 from kdumpd.image.origin import Origin
-from kdumpd.image.pyclosure import PythonClosure, run_python
+from kdumpd.image.probe import run_python
+from kdumpd.image.pyclosure import PythonClosure
 
 _HERE = Origin()
 _HEADER = 16

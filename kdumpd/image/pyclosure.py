@@ -11,9 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import kdumpd
 from kdumpd.config.model import Compression, DumpSettings
 from kdumpd.errors import BuildError
+from kdumpd.image.probe import Probe, run_python
 
 INTERPRETER = "/usr/bin/python3"
 PACKAGE_DIR = Path(kdumpd.__file__).resolve().parent
@@ -73,64 +72,10 @@ ABSENT_MODULES = ("bz2", "lzma")
 LEFT_OUT = PACKAGE_DIR / "image" / "left_out.py"
 CAPTURE_ROOMS = ("__init__.py", "errors.py", "config", "vmcore", "dumpfile", "targets", "collector")
 
-_SECONDS = 300
 # A line that can begin an import, to the end of its list of names. Not seen: one behind a colon or a semicolon, or one
 # that goes on behind a backslash. (Texts: the service, which never looks for imports, would keep them compiled.)
 _IMPORT = rb"(?m)^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)\b(?:[^\n(]*\([^)]*\)|[^\n]*))"
 _TWO_ON_A_LINE = rb"(?m)[;:\\][ \t]*(?:from|import)[ \t]|^[ \t]*(?:from|import)\b[^\n]*\\\n"
-
-# Runs with -I -S -B: no environment, no .pth files and nothing written, so that only the collector's own
-# imports are seen and the host is left as it was. Where byte code has a folder of its own, it is written.
-_PROBE = """
-import importlib, importlib.machinery, importlib.util, json, sys
-sys.dont_write_bytecode = sys.pycache_prefix is None
-request = json.load(sys.stdin)
-class Finder:
-    def find_spec(name, path, target=None):
-        if name not in request["left_out"]:
-            if request["left_out"] and name in request["absent"]:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return None
-        # No location: what stands in here is put into the image under the name of what it stands for.
-        loader = importlib.machinery.SourceFileLoader(name, request["stand_in"])
-        return importlib.machinery.ModuleSpec(name, loader)
-sys.meta_path.insert(0, Finder)
-import site
-sys.path.extend(path for path in site.getsitepackages() if not path.startswith("/usr/local/"))
-sys.path[:0] = request["path"]
-for name in request["needed"]:
-    try:
-        module = importlib.import_module(name)
-        if module.__spec__.origin is None:
-            # An empty folder is a package too, for Python.
-            raise ImportError(f"{[*module.__path__][0]} holds no module", name=name)
-    except ImportError as error:
-        print(json.dumps({"missing": error.name or name, "wanted": name, "why": str(error)}))
-        sys.exit(0)
-for name, function in request["called"]:
-    getattr(importlib.import_module(name), function)()  # what is only loaded when it is used
-for name, attributes in request["optional"]:
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        continue
-    for attribute in attributes:
-        getattr(module, attribute, None)  # some packages import on first use (concurrent.futures)
-files = {}
-for module in list(sys.modules.values()):
-    spec = getattr(module, "__spec__", None)
-    path = getattr(module, "__file__", None)
-    if path:
-        files[path] = getattr(spec, "cached", None)
-left_out = {}
-for name in set(request["left_out"]) & set(sys.modules):
-    package, _, last = name.rpartition(".")
-    left_out[name] = f"{sys.modules[package].__path__[0]}/{last}.py"
-with open("/proc/self/maps") as maps:
-    mapped = sorted({line.split(None, 5)[5].strip() for line in maps if ".so" in line})
-print(json.dumps({"files": files, "left_out": left_out, "mapped": mapped, "executable": sys.executable,
-                  "magic": importlib.util.MAGIC_NUMBER.hex()}))
-"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,22 +112,23 @@ def find_closure(
     package_dir: Path = PACKAGE_DIR,
     modules: Sequence[str] = COLLECTOR_MODULES,
     requested: Sequence[str] = (),
+    prepared: Probe | None = None,
 ) -> PythonClosure:
     """Imports `modules` of the kdumpd in `package_dir`; of the packages in ON_REQUEST only those `requested`.
 
-    Raises BuildError naming a module that is missing.
+    `prepared` is what `start` gave for the same. Raises BuildError naming a module that is missing.
     """
     for name in requested:
         if name != DEFLATE:
             _require(interpreter, name)
     try:
-        answer = _probe(interpreter, package_dir, modules, requested, LEFT_OUT_MODULES)
+        answer = _ask(prepared or start(interpreter, package_dir, modules), package_dir, requested)
         reason = f"module {answer['missing']} is missing" if "missing" in answer else None
     except BuildError as error:
         reason = error.sentence
     if reason is not None:
         # Perhaps another numpy needs what is left out here: a larger image beats none.
-        answer = _probe(interpreter, package_dir, modules, requested, ())
+        answer = _ask(start(interpreter, package_dir, modules, ()), package_dir, requested)
     if "missing" in answer:
         raise BuildError(
             f"the collector cannot be put into the image: Python module {answer['missing']} is missing"
@@ -216,15 +162,15 @@ def find_program(module: str, own: Sequence[Path], interpreter: str = INTERPRETE
     """
     wanted = [name for name in RUNTIME_MODULES if name not in ("numpy", "zstandard")]
     late = {name: names for name, names in imports_in(own).items() if name.partition(".")[0] in sys.stdlib_module_names}
-    request = {
-        "called": [],
+    first = {
         "path": [str(PACKAGE_DIR.parent)],
         "left_out": (),
+        "absent": (),
         "stand_in": str(LEFT_OUT),
         "needed": [*wanted, module],
-        "optional": list(late.items()),
     }
-    answer = run_python(interpreter, _PROBE, request, f"finding the Python modules of {module}")
+    with Probe(interpreter, first, f"finding the Python modules of {module}") as probe:
+        answer = probe.ask({"needed": [], "called": [], "optional": list(late.items())})
     if "missing" in answer:
         raise BuildError(f"Python module {answer['missing']} is missing ({answer['wanted']}: {answer['why']})")
     return _closure(answer, own, PACKAGE_DIR)
@@ -282,29 +228,6 @@ def _imports(source: bytes, path: str) -> Iterator[ast.AST]:
     yield from ast.walk(ast.parse(source, path))
 
 
-def run_python(interpreter: str, script: str, request: object, purpose: str) -> Any:
-    """Runs `script` in `interpreter`, JSON in and JSON out. Raises BuildError when it fails."""
-    try:
-        done = subprocess.run(
-            [interpreter, "-I", "-S", "-B", "-c", script],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OPENBLAS_NUM_THREADS": "1"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{purpose} failed: {error}", hint=f"{interpreter} must run") from error
-    lines = done.stderr.strip().splitlines()
-    if done.returncode != 0:
-        reason = lines[-1] if lines else f"{interpreter} ended with status {done.returncode}"
-        raise BuildError(f"{purpose} failed: {reason}", hint=f"{interpreter} must run and be whole")
-    try:
-        return json.loads(done.stdout)
-    except ValueError as error:
-        raise BuildError(f"{purpose} failed: {interpreter} gave no answer: {error}") from error
-
-
 def _require(interpreter: str, package: str) -> None:
     script = """
 import importlib.util, json, site, sys
@@ -318,31 +241,45 @@ print(json.dumps(importlib.util.find_spec(json.load(sys.stdin)) is not None))
         )
 
 
-def _probe(
-    interpreter: str, package_dir: Path, modules: Sequence[str], requested: Sequence[str], left_out: Sequence[str]
-) -> Any:
-    files = own_files(package_dir)
-    try:
-        late = imports_in(files)
-    except (OSError, SyntaxError) as error:
-        raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
-    unwanted = ON_REQUEST.keys() - set(requested)
-    late = {
-        name: names
-        for name, names in late.items()
-        if name.partition(".")[0] not in unwanted and _NEEDS.get(name) not in unwanted
-    }
-    own = [name for name in own_modules(files, package_dir) if _NEEDS.get(name) not in unwanted]
-    request = {
-        "called": [ON_REQUEST[name] for name in requested],
+def start(
+    interpreter: str = INTERPRETER,
+    package_dir: Path = PACKAGE_DIR,
+    modules: Sequence[str] = COLLECTOR_MODULES,
+    left_out: Sequence[str] | None = None,
+) -> Probe:
+    """Begins to import what every image has. Raises BuildError when the interpreter does not start."""
+    first = {
         "path": [str(package_dir.parent)],
-        "left_out": left_out,
+        "left_out": LEFT_OUT_MODULES if left_out is None else left_out,
         "absent": ABSENT_MODULES,
         "stand_in": str(LEFT_OUT),
-        "needed": [*RUNTIME_MODULES, *modules, *own],
-        "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],
+        "needed": [*RUNTIME_MODULES, *modules, *(name for name in _own(package_dir) if name not in _NEEDS)],
     }
-    return run_python(interpreter, _PROBE, request, "finding the collector's Python modules")
+    return Probe(interpreter, first, "finding the collector's Python modules")
+
+
+def _own(package_dir: Path) -> tuple[str, ...]:
+    return own_modules(own_files(package_dir), package_dir)
+
+
+def _ask(probe: Probe, package_dir: Path, requested: Sequence[str]) -> Any:
+    with probe:
+        try:
+            late = imports_in(own_files(package_dir))
+        except (OSError, SyntaxError) as error:
+            raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
+        unwanted = ON_REQUEST.keys() - set(requested)
+        late = {
+            name: names
+            for name, names in late.items()
+            if name.partition(".")[0] not in unwanted and _NEEDS.get(name) not in unwanted
+        }
+        rest = {
+            "needed": [name for name in _own(package_dir) if name in _NEEDS and _NEEDS[name] not in unwanted],
+            "called": [ON_REQUEST[name] for name in requested],
+            "optional": [*((name, []) for name in OPTIONAL_MODULES), *late.items()],
+        }
+        return probe.ask(rest)
 
 
 def _is_below(path: str, folder: Path) -> bool:

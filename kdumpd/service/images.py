@@ -17,7 +17,8 @@ from kdumpd.config.model import Config
 from kdumpd.errors import BuildError, KdumpError, os_reason
 from kdumpd.host.kernels import Kernel
 from kdumpd.host.mounts import ResolvedTarget
-from kdumpd.image import ImageRecord, capture_config, freshness, read_record
+from kdumpd.image import ImageRecord, capture_config, read_record
+from kdumpd.image.freshness import freshness
 from kdumpd.image.record import INITRD_NAME, RECORD_NAME
 from kdumpd.service.model import Image
 from kdumpd.service.places import Places

@@ -14,7 +14,7 @@ import pytest
 
 from kdumpd.config.capture import LocalDestination
 from kdumpd.config.model import DEFAULT_DUMP, Action
-from kdumpd.image import freshness
+from kdumpd.image.freshness import freshness
 
 if TYPE_CHECKING:
     from kdumpd.image import BuildRequest, ImageRecord
