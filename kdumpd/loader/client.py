@@ -30,14 +30,23 @@ _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 class ProcessLoader:
-    """Loads in another process. `units` says that systemd has the sockets kdumpd-load, -keys and -tool."""
+    """Loads in another process. `units` says that systemd has the sockets kdumpd-load, -keys and -tool; `waiting` is a
+    connection to a loader that was called before (call.py)."""
 
-    def __init__(self, run_dir: Path, *, root: Path = Path("/"), units: bool, module: str = "kdumpd.loader") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        root: Path = Path("/"),
+        units: bool,
+        module: str = "kdumpd.loader",
+        waiting: socket.socket | None = None,
+    ) -> None:
         self._run_dir = run_dir
         self._root = root
         self._units = units
         self._module = module
-        self._waiting: tuple[socket.socket, float] | None = None
+        self._waiting = None if waiting is None else (waiting, time.monotonic())
 
     def load(self, opened: OpenPair) -> None:
         """Loads the pair. Raises LoadError (LoadLostError when nobody knows what happened) or UnsupportedError."""
@@ -71,15 +80,19 @@ class ProcessLoader:
     def soon(self) -> Iterator[None]:
         """Has systemd start the loader for kexec_file_load(2), which waits for its request, while the caller looks what
         is to be loaded. One that got none by the end of the block just ends."""
-        if self._units:
+        if self._units and self._waiting is None:
             with contextlib.suppress(LoadError):  # told by whoever asks for the load
                 self._waiting = (self._connect(FILE), time.monotonic())
         try:
             yield
         finally:
-            waiting, self._waiting = self._waiting, None
-            if waiting is not None:
-                waiting[0].close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """A loader that was called and waits is asked for nothing."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting[0].close()
 
     def unload(self) -> None:
         """Unloads whatever is loaded. Raises LoadError or UnsupportedError."""

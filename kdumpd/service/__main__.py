@@ -5,28 +5,30 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import kdumpd
-from kdumpd.config.own_memory import spare_openssl
-from kdumpd.errors import KdumpError
-from kdumpd.service import lean
-from kdumpd.service.options import Options
+from kdumpd.loader.call import call_loader
 
+# All else is imported when the loader was called: until it has loaded a crash is lost.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kdumpd.host.kexec import KexecLoader
     from kdumpd.service.actions import Builder
     from kdumpd.service.early import Early
+    from kdumpd.service.options import Options
     from kdumpd.service.places import Places
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Options:
     """The options of kdumpd(8)."""
+    from kdumpd.service.options import Options
+
     words = sys.argv[1:] if arguments is None else arguments
     if not words:
         return Options()
     import argparse  # as systemd starts the daemon, it never needs it
+    from pathlib import Path
+
+    import kdumpd
 
     parser = argparse.ArgumentParser(prog="kdumpd", description="Keeps this machine ready to save a crash dump.")
     parser.add_argument("--version", action="version", version=f"kdumpd {kdumpd.__version__}")
@@ -59,7 +61,12 @@ def main(
     arguments: list[str] | None = None, *, loader: KexecLoader | None = None, builder: Builder | None = None
 ) -> int:
     """Runs the daemon until SIGTERM. `loader` and `builder` are others only in tests."""
+    waiting = call_loader() if not (sys.argv[1:] if arguments is None else arguments) else None
     options = parse_arguments(arguments)
+    from kdumpd.config.own_memory import spare_openssl
+    from kdumpd.errors import KdumpError
+    from kdumpd.service import lean
+
     lean.small_pages()
     spare_openssl()
     lean.one_arena()
@@ -67,9 +74,12 @@ def main(
     from kdumpd.loader.client import ProcessLoader
 
     os.umask(0o077)
-    units = options.root == Path("/") and have_units()
-    loader = loader or ProcessLoader(options.places.run_dir, root=options.root, units=units)
+    units = str(options.root) == "/" and have_units()
+    processes = ProcessLoader(options.places.run_dir, root=options.root, units=units, waiting=waiting)
+    loader = loader or processes
     early = _arm_early(options.places, loader)
+    if not early.began:
+        processes.let_go()
     try:
         from kdumpd.service.daemon import Daemon
     except ModuleNotFoundError as missing:

@@ -144,6 +144,11 @@ class Early:
         self._thread = threading.Thread(target=self._load, args=(ready, again, work), name="early", daemon=True)
         self._thread.start()
 
+    @property
+    def began(self) -> bool:
+        """Whether there is something to wait for."""
+        return self._thread is not None or self._armed is not None
+
     def wait(self) -> Armed | None:
         """What came of it; None where nothing was loaded."""
         if self._thread is not None:

@@ -22,6 +22,7 @@ from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.errors import KdumpError, LoadError, LoadLostError, UnsupportedError
 from kdumpd.host.kexec_pair import OpenPair, Pair, open_pair
 from kdumpd.loader.__main__ import serve
+from kdumpd.loader.call import call_loader
 from kdumpd.loader.client import FILE, KEYS, TOOL, ProcessLoader
 from kdumpd.loader.protocol import receive_answer, receive_request, send_answer, send_request
 
@@ -337,6 +338,39 @@ def test_a_loader_that_started_already_is_asked(machine: FakeMachine, tmp_path: 
     assert len(asked) == 2
     with _client(tmp_path / "nowhere").soon():
         pass
+
+
+def test_who_is_called_before_anything_is_known(tmp_path: Path) -> None:
+    """Where there is a note and nothing is loaded; the client takes the connection over."""
+    asked: list[OpenPair | None] = []
+    run = tmp_path / "run"
+    run.mkdir()
+    listening = Listening(run, {FILE: asked.append})
+    for name in ("kexec", "kexec_crash_loaded"):
+        path = tmp_path / "sys/kernel" / (name if "_" in name else f"{name}/crash_loaded")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0\n")
+        assert call_loader(str(tmp_path), "ready.json", "run") is None
+        (tmp_path / "ready.json").write_text("{}")
+        path.write_text("1\n")
+        assert call_loader(str(tmp_path), "ready.json", "run") is None
+        path.write_text("0\n")
+        assert call_loader(str(tmp_path), "ready.json", "nowhere") is None
+        assert listening.accepted.empty()
+        waiting = call_loader(str(tmp_path), "ready.json", "run")
+        assert waiting is not None
+        assert listening.accepted.get(timeout=60) == FILE
+        client = ProcessLoader(run, units=True, waiting=waiting)
+        with client.soon():
+            client.unload()
+        assert listening.accepted.empty()
+        assert waiting.fileno() == -1
+        (tmp_path / "ready.json").unlink()
+        path.unlink()
+    assert asked == [None, None]
+    ours, theirs = _sockets()
+    ProcessLoader(run, units=True, waiting=ours).let_go()
+    assert theirs.recv(1) == b""
 
 
 def test_others_than_root_are_refused(machine: FakeMachine) -> None:

@@ -255,6 +255,10 @@ def test_a_kept_kernel_is_not_copied_again(bench: Bench) -> None:
 
 def test_it_is_there_before_the_daemon() -> None:
     """Each of these modules is time that a machine waits for its capture kernel."""
+    code = "import sys, kdumpd.service.__main__; print(*sys.modules)"
+    first = subprocess.run(["/usr/bin/python3", "-s", "-c", code], cwd=TOP, capture_output=True, text=True, check=True)
+    assert "kdumpd.loader.call" in first.stdout.split()
+    assert not {"pathlib", "typing", "json", "ctypes", "kdumpd.errors"} & set(first.stdout.split())
     code = "import sys, kdumpd.service.__main__, kdumpd.service.early, kdumpd.loader.client; print(*sys.modules)"
     words = ["/usr/bin/python3", "-s", "-c", code]
     loaded = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=60).stdout.split()
