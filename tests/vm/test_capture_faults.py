@@ -188,13 +188,17 @@ def test_missing_then_full_then_the_third_target(scratch: Path) -> None:
     _in_time(outcome)
     said = " ".join(outcome.capture.split())
     assert "the device LABEL=a did not appear within 30 s" in said
-    early, late = disks.listed("b")[:2]
-    assert early["result"] == "log-only"
-    assert "had not answered" in early["problem"]
+    *_, late = disks.listed("b")
     assert late["result"] in ("incomplete", "log-only")
-    assert outcome.marker in (disks.folder("b", early["name"]) / "vmcore-dmesg.txt").read_text()
-    told = json.loads((disks.folder("b", early["name"]) / "manifest.json").read_text())
-    assert told["finished_usec"] - told["started_usec"] < 10_000_000
+    early = disks.folder("b", late["name"].removesuffix("-2"))
+    if late["result"] == "incomplete":  # what went ahead counts with it
+        assert [Path(path).name for path in late["also"]] == [early.name]
+    told = json.loads((early / "manifest.json").read_text())
+    assert told["result"] == "log-only"
+    assert "had not answered" in told["reason"]
+    assert outcome.marker in (early / "vmcore-dmesg.txt").read_text()
+    # On a machine that is emulated; it is begun after 6 s, and the first disk was waited for for 30 s.
+    assert told["finished_usec"] - told["started_usec"] < 20_000_000
     *others, crash = disks.listed("c")  # it may have got the log, too, where the second one took its time
     assert [other["result"] for other in others] in ([], ["log-only"])
     assert crash["result"] == "complete"

@@ -84,7 +84,7 @@ def test_no_crashkernel(made: image.Image, scratch: Path) -> None:
         guest.wait_ready()
         _said(guest, "not-reserved", "the kernel was booted without crashkernel=")
         assert not _loaded(guest)
-        assert circle.resident_kib(guest) < 30 * 1024
+        circle.wait_small(guest, 30 * 1024)
         # Beside what they depend on, which the guest has: libraries. No boot loader is written to a disk.
         unpack = "mount -o ro /dev/nvme1n1 /mnt; for f in /mnt/*.deb; do dpkg-deb -x $f /; done; mkdir -p /boot/grub"
         guest.run(["/bin/sh", "-ec", unpack], timeout=120).ok()
@@ -116,7 +116,7 @@ def _servers_were_tried(guest: Machine, sshd: Sshd, out: Path) -> None:
     assert all(one["free_bytes"] > 1 << 20 for one in tried[:2])
     assert guest.run(["stat", "-c", "%a", "/run/kdumpd/targets.json"]).ok().strip() == "600"
     assert "kdumpd-test-target" in guest.run(["journalctl", "-b", "-o", "short", "--no-pager"]).ok()
-    circle.wait_said(guest, f"{nfsd.ADDRESS}:/srv/nowhere cannot be mounted", 30)
+    circle.wait_said(guest, f"{nfsd.ADDRESS}:/srv/nowhere cannot be mounted")
     assert list(out.iterdir()) == [], "the trial left something"
     assert "/srv/dumps" not in guest.run(["cat", "/proc/self/mountinfo"]).ok()
 
@@ -124,7 +124,7 @@ def _servers_were_tried(guest: Machine, sshd: Sshd, out: Path) -> None:
 def _trial(guest: Machine) -> list[dict[str, Any]]:
     """The report, once there is one: a tick of the service begins the trial, which comes each half minute."""
     report = "/run/kdumpd/targets.json"
-    circle.wait_for(guest, f"test -e {report}", "a report on the targets", 90)
+    circle.wait_for(guest, f"test -e {report}", "a report on the targets")
     found: list[dict[str, Any]] = json.loads(guest.run(["cat", report]).ok())["targets"]
     return found
 
@@ -268,7 +268,7 @@ def test_the_target_is_gone_at_the_crash(made: image.Image, scratch: Path) -> No
         _configure(guest, f"ext4 LABEL=dumps\npath {circle.CRASH_DIR}\nlayout debian\nfailure_action dump_to_rootfs\n")
         circle.wait_armed(guest)
         guest.qmp("device_del", id="nvme1")
-        circle.wait_for(guest, "! test -e /dev/nvme1n1", "the guest to let go of its disk", 60)
+        circle.wait_for(guest, "! test -e /dev/nvme1n1", "the guest to let go of its disk")
         marker = circle.mark_log(guest)
         said = _crash_and_return(guest)
         assert "LABEL=dumps" in said or "UUID=" in said, said[-3000:]

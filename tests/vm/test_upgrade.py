@@ -73,7 +73,7 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
 
         before = _boot_files(guest)
         _without(guest, old)
-        circle.wait_for(guest, f"! test -e {IMAGES}/{old}", "the removal of the old kernel's image", 60)
+        circle.wait_for(guest, f"! test -e {IMAGES}/{old}", "the removal of the old kernel's image")
         assert _boot_files(guest) == {path: digest for path, digest in before.items() if old not in path}
         assert circle.status(guest)["armed"] is True
         assert len(circle.crashes(guest)) == 1
@@ -85,7 +85,7 @@ def test_a_second_kernel(made: image.Image, scratch: Path) -> None:
 
 def _told_once(guest: Machine, release: str) -> None:
     """After the crash: one journal entry with its fields, and the administrator's program was called."""
-    circle.wait_for(guest, "test -s /root/noted", "the program in on-crash.d", 60)
+    circle.wait_for(guest, "test -s /root/noted", "the program in on-crash.d")
     noted = dict(line.split("=", 1) for line in guest.run(["cat", "/root/noted"]).ok().splitlines())
     assert (noted["KDUMPD_RESULT"], noted["KDUMPD_KERNEL"]) == ("complete", release)
     guest.run(["test", "-s", noted["KDUMPD_VMCORE"]]).ok()

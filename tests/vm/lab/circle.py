@@ -161,6 +161,14 @@ def resident_kib(guest: Machine) -> int:
     return size
 
 
+def wait_small(guest: Machine, limit_kib: int, timeout: float = 60.0) -> None:
+    """Waits until the service holds less than that: what a look takes it gives back, at its end."""
+    deadline = time.monotonic() + timeout
+    while (size := resident_kib(guest)) >= limit_kib:
+        assert time.monotonic() < deadline, f"the service holds {size} KiB"
+        time.sleep(1)
+
+
 def mark_log(guest: Machine) -> str:
     """Writes a random line to the kernel log, and makes the journal keep what it has."""
     marker = f"kdumpd-marker-{os.urandom(8).hex()}"
