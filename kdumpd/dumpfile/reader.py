@@ -27,6 +27,7 @@ _STEP = 1 << 18  # bytes of bitmap or descriptors looked at in one go
 _CODECS = np.array([int(codec) for codec in Codec], dtype=np.uint32)
 SAMPLE = 64
 _PAGES_AT_ONCE = 4096
+_BYTES_AT_ONCE = 1 << 17  # of the memory that a dump is compared with
 
 Pfns = NDArray[np.int64]
 
@@ -123,11 +124,15 @@ class DiskdumpReader:
         """One page; None when it was left out or lost. Raises DumpFormatError when its bytes are damaged."""
         if not 0 <= pfn < 1 << 52:
             return None
-        ranks, there = self._ranks.find(np.array([pfn], dtype=np.int64))
-        number = int(ranks[0]) - self.first_rank
-        if not there[0] or not 0 <= number < self.page_count:
-            return None
-        return self.page_of_descriptor(number, f"{self.path}: pfn {pfn:#x}")
+        (number,) = self.numbers_of([pfn])
+        return None if number is None else self.page_of_descriptor(number, f"{self.path}: pfn {pfn:#x}")
+
+    def numbers_of(self, pfns: Sequence[int]) -> list[int | None]:
+        """For ascending page frames, the number of the descriptor of each; None for one that was left out."""
+        ranks, there = self._ranks.find(np.array(pfns, dtype=np.int64))
+        there &= (ranks >= self.first_rank) & (ranks < self.end_rank)
+        numbers = zip(ints(ranks - self.first_rank), there.tolist(), strict=True)
+        return [number if here else None for number, here in numbers]
 
     def page_of_descriptor(self, number: int, source: str) -> bytes | None:
         """The page of the descriptor `number`."""
@@ -182,21 +187,13 @@ def verify(
         if sample is not None and total > sample:
             numbers = sorted({*random.sample(range(total), sample), total - 1})
         for at in range(0, len(numbers), _PAGES_AT_ONCE):
-            for number, pfn in dump.pfns_of(numbers[at : at + _PAGES_AT_ONCE]):
-                what = f"{dump.path}: page {number} of {total}, pfn {pfn:#x},"
-                page = dump.page_of_descriptor(number, what)
-                if page is None:
-                    raise DumpFormatError(f"{what} is missing")
-                _compare(page, pfn, what, memory, unreadable)
+            some = dump.pfns_of(numbers[at : at + _PAGES_AT_ONCE])
+            pages = [(pfn, number, f"page {number} of {total}") for number, pfn in some]
+            _check_pages(dump, pages, memory, unreadable)
         pfns = {int(pfn): what for what, some in (needed or {}).items() for pfn in some}
-        for pfn in sorted(pfns):
-            if (memory is not None and not memory.has(pfn)) or not dump.covers(pfn):
-                continue
-            what = f"{dump.path}: {pfns[pfn]}, pfn {pfn:#x},"
-            page = dump.page(pfn)
-            if page is None:
-                raise DumpFormatError(f"{what} is missing")
-            _compare(page, pfn, what, memory, unreadable)
+        there = [pfn for pfn in sorted(pfns) if (memory is None or memory.has(pfn)) and dump.covers(pfn)]
+        wanted = zip(there, dump.numbers_of(there), strict=True)
+        _check_pages(dump, [(pfn, number, pfns[pfn]) for pfn, number in wanted], memory, unreadable)
         return len(numbers) + len(pfns)
 
 
@@ -250,9 +247,31 @@ def _check_notes(dump: DiskdumpReader, memory: CrashedMemory | None) -> None:
         raise DumpFormatError(f"{dump.path}: the notes are not those of {memory.path}")
 
 
-def _compare(page: bytes, pfn: int, what: str, memory: CrashedMemory | None, unreadable: Collection[int]) -> None:
-    if memory is None or pfn in unreadable:
-        return
-    found = np.empty((1, memory.page_size), dtype=np.uint8)
-    if not len(memory.read_pages(np.array([pfn], dtype=np.int64), found)) and found.tobytes() != page:
-        raise DumpFormatError(f"{what} is not what {memory.path} holds")
+def _check_pages(
+    dump: DiskdumpReader,
+    pages: Sequence[tuple[int, int | None, str]],
+    memory: CrashedMemory | None,
+    unreadable: Collection[int],
+) -> None:
+    """Unpacks `pages`, ascending page frames with the numbers of their descriptors and what they are, and compares them
+    with `memory`. One that has no number is missing."""
+    step = max(1, _BYTES_AT_ONCE // dump.header.block_size)
+    for at in range(0, len(pages), step):
+        some = pages[at : at + step]
+        found = _found([pfn for pfn, _, _ in some if pfn not in unreadable], memory)
+        for pfn, number, called in some:
+            what = f"{dump.path}: {called}, pfn {pfn:#x},"
+            page = None if number is None else dump.page_of_descriptor(number, what)
+            if page is None:
+                raise DumpFormatError(f"{what} is missing")
+            if pfn in found and found[pfn] != page:
+                raise DumpFormatError(f"{what} is not what {memory and memory.path} holds")
+
+
+def _found(pfns: Sequence[int], memory: CrashedMemory | None) -> dict[int, bytes]:
+    """Those of ascending `pfns` that `memory` gives."""
+    if memory is None or not pfns:
+        return {}
+    rows = np.empty((len(pfns), memory.page_size), dtype=np.uint8)
+    lost = set(ints(memory.read_pages(np.array(pfns, dtype=np.int64), rows)))
+    return {pfn: rows[at].tobytes() for at, pfn in enumerate(pfns) if at not in lost}
