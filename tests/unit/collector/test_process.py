@@ -41,6 +41,17 @@ def test_nothing_is_taken_from_a_process_that_has_numpy_already() -> None:
     assert "function default_rng" in run(PYTHON, "-c", code).stdout
 
 
+def test_what_is_hardly_ever_used_waits_until_it_is() -> None:
+    code = (
+        "import sys; from kdumpd.collector.lean import without_unused_parts; without_unused_parts()\n"
+        "import kdumpd.collector.capture, ast, inspect; print('dis' in sys.modules, '_ast' in sys.modules)\n"
+        "print(inspect.signature(run := lambda one, *, two=2: one), 'dis' in sys.modules, ast.literal_eval('[3]'))\n"
+        "import inspect; print(inspect.isfunction(run), sys.modules['inspect'] is inspect)"
+    )
+    said = run(PYTHON, "-c", code).stdout.splitlines()
+    assert said == ["False False", "(one, *, two=2) True [3]", "True True"]
+
+
 def test_status_and_output_get_out() -> None:
     done = run(PYTHON, "-m", "kdumpd.collector", "--help")
     assert (done.returncode, done.stderr) == (0, "")
