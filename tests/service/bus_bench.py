@@ -218,7 +218,7 @@ def runs(pid: int | str) -> bool:
 def as_nobody(address: str, *methods: str) -> list[str]:
     """What uid 65534 gets for each call."""
     words = [sys.executable, "-c", _AS_NOBODY, address, *methods]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=180).stdout.split()
 
 
 def pump(condition: Callable[[], object], what: str) -> None:

@@ -211,7 +211,7 @@ def polkit(bus: Bus) -> Iterator[Callable[..., _Polkit]]:
 
 def _nobody(bus: Bus, *methods: str) -> list[str]:
     words = [sys.executable, "-c", _AS_NOBODY + "print(*(ask(word) for word in sys.argv[2:]))", bus.address, *methods]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=180).stdout.split()
 
 
 def test_polkit_decides_by_privilege(service: Service, polkit: Callable[..., _Polkit]) -> None:

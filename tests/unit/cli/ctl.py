@@ -27,7 +27,7 @@ def kdumpctl(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         env=environ,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -45,5 +45,5 @@ def kdumpctl_as_nobody(root: Path, *words: str) -> subprocess.CompletedProcess[s
         text=True,
         check=False,
         env=environ,
-        timeout=60,
+        timeout=180,
     )

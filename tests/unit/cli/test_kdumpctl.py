@@ -343,7 +343,7 @@ def test_colour_is_for_terminals_that_want_it(machine: FakeMachine, changes: dic
     main, other = pty.openpty()
     environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "TERM": "xterm", **changes}
     words = [sys.executable, "-m", "kdumpd.cli", "status", f"--root={machine.root}"]
-    subprocess.run(words, stdout=other, stderr=other, check=False, env=environ, timeout=60)
+    subprocess.run(words, stdout=other, stderr=other, check=False, env=environ, timeout=180)
     os.close(other)
     shown = os.read(main, 65536).decode()
     os.close(main)

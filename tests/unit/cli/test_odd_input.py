@@ -80,7 +80,7 @@ def run(folder: Path, words: str, redirection: str = "") -> subprocess.Completed
     # With Python's buffers, whoever runs the test: what stays in them is tried again at the end.
     environ = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": ""}
     return subprocess.run(
-        ["sh", "-c", command, sys.executable], cwd=folder, env=environ, capture_output=True, text=True, timeout=60
+        ["sh", "-c", command, sys.executable], cwd=folder, env=environ, capture_output=True, text=True, timeout=180
     )
 
 

@@ -62,7 +62,7 @@ def collect(folder: Path, words: str, **how: object) -> subprocess.CompletedProc
     environment = {**os.environ, "PYTHONPATH": str(TOP)}
     return subprocess.run(
         [sys.executable, "-m", "kdumpd.collector", *words.split()],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False, stdin=subprocess.DEVNULL,
         **how,  # type: ignore[call-overload]  # keywords of subprocess.run
     )  # fmt: skip
 
@@ -229,7 +229,7 @@ def test_a_folder_that_vanishes_is_a_sentence(folder: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP)},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == (
@@ -243,7 +243,7 @@ def test_a_reader_that_leaves_is_a_sentence(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kdumpd.collector", "-F", "-d", "0", "core", "--message-level", "4"],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP)}, stdout=writer, stderr=subprocess.PIPE, text=True,
-        timeout=60, check=False,
+        timeout=180, check=False,
     )  # fmt: skip
     os.close(writer)
     assert done.returncode == 1
@@ -260,6 +260,6 @@ def test_an_interrupt_is_a_sentence(folder: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP)},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "kdumpd-collect: interrupted\n")

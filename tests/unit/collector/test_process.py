@@ -14,7 +14,7 @@ PYTHON = "/usr/bin/python3"
 
 
 def run(*words: str, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=TOP, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    return subprocess.run(words, cwd=TOP, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=180, check=False)
 
 
 def test_numpy_comes_without_what_nobody_calls() -> None:

@@ -40,7 +40,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def collect(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "kdumpd.collector", *map(str, words), "--message-level", "6"],
-        cwd=TOP, input=stdin, capture_output=True, timeout=60, check=False,
+        cwd=TOP, input=stdin, capture_output=True, timeout=180, check=False,
     )  # fmt: skip
 
 

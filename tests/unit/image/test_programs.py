@@ -112,7 +112,7 @@ def ask(folder: Path, script: str) -> str:
         ["/bin/busybox", "sh", "-c", f'{functions}\nsay() {{ echo "$*"; }}\n{script}'],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=180,
         check=True,
     )
     return done.stdout

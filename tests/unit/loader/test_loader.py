@@ -319,7 +319,7 @@ def test_a_loader_that_is_asked_for_nothing_just_ends(machine: FakeMachine) -> N
     with theirs:
         child = subprocess.Popen(words, cwd=TOP, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     ours.close()
-    assert child.communicate(timeout=60) == (b"", b"")
+    assert child.communicate(timeout=180) == (b"", b"")
     assert child.returncode == 0
 
 
@@ -329,12 +329,12 @@ def test_a_loader_that_started_already_is_asked(machine: FakeMachine, tmp_path: 
     listening = Listening(tmp_path, {FILE: asked.append})
     client = _client(tmp_path)
     with open_pair(_pair(machine)) as opened, client.soon():
-        assert listening.accepted.get(timeout=60) == FILE
+        assert listening.accepted.get(timeout=180) == FILE
         client.load(opened)
         assert len(asked) == 1
         assert listening.accepted.empty()
         client.unload()
-        assert listening.accepted.get(timeout=60) == FILE
+        assert listening.accepted.get(timeout=180) == FILE
     assert len(asked) == 2
     with _client(tmp_path / "nowhere").soon():
         pass
@@ -359,7 +359,7 @@ def test_who_is_called_before_anything_is_known(tmp_path: Path) -> None:
         assert listening.accepted.empty()
         waiting = call_loader(str(tmp_path), "ready.json", "run")
         assert waiting is not None
-        assert listening.accepted.get(timeout=60) == FILE
+        assert listening.accepted.get(timeout=180) == FILE
         client = ProcessLoader(run, units=True, waiting=waiting)
         with client.soon():
             client.unload()
@@ -385,7 +385,7 @@ def test_others_than_root_are_refused(machine: FakeMachine) -> None:
     ours.close()
     theirs.close()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(TOP), "/nowhere"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code, str(TOP), "/nowhere"], capture_output=True, text=True, check=True, timeout=180
     )
     assert "came from user 65534" in done.stdout
 
@@ -394,7 +394,7 @@ def test_it_starts_without_what_takes_long() -> None:
     """Each of these is time that a machine waits for its capture kernel."""
     code = "import sys, kdumpd.loader.__main__; print(*sorted(sys.modules))"
     words = ["/usr/bin/python3", "-s", "-c", code]
-    done = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=180)
     loaded = set(done.stdout.split())
     assert "kdumpd.host.kexec" in loaded
     assert not loaded & {"dataclasses", "inspect", "argparse", "subprocess", "logging", "kdumpd.config.model", "numpy"}

@@ -261,7 +261,7 @@ def test_it_is_there_before_the_daemon() -> None:
     assert not {"pathlib", "typing", "json", "ctypes", "kdumpd.errors"} & set(first.stdout.split())
     code = "import sys, kdumpd.service.__main__, kdumpd.service.early, kdumpd.loader.client; print(*sys.modules)"
     words = ["/usr/bin/python3", "-s", "-c", code]
-    loaded = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    loaded = subprocess.run(words, cwd=TOP, capture_output=True, text=True, check=True, timeout=180).stdout.split()
     assert "kdumpd.host.kexec" in loaded
     slow = {"dataclasses", "inspect", "argparse", "subprocess", "logging", "gi", "kdumpd.config.model"}
     assert not slow & set(loaded)

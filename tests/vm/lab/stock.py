@@ -35,10 +35,17 @@ def place(output: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # another process was faster
                 folder.rename(parent / stock)
         kept = [path for path in parent.parent.glob("*/*") if len(path.name) == 64]
-        for old in sorted(kept, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        for old in sorted(kept, key=_age)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    """When it came; 0 for one that another process is just removing."""
+    with contextlib.suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
 
 
 def _key() -> str:
