@@ -29,7 +29,7 @@ from kdumpd.host.fadump import read_fadump
 from kdumpd.host.kexec import KexecLoader, read_loaded
 from kdumpd.host.kexec_pair import Pair, open_pair
 from kdumpd.host.machine import now_usec, read_machine
-from kdumpd.host.reservation import read_reservation
+from kdumpd.host.reservation import read_memory_bytes, read_reservation
 from kdumpd.host.security import read_security
 from kdumpd.host.topology import read_topology
 from kdumpd.service.json_file import read_json, write_atomic
@@ -38,6 +38,9 @@ from kdumpd.service.places import HELD_NAME, LOADED_NAME, LOADING_NAME, Places
 READY_NAME = "ready.json"
 _CONFIG, _DROPINS = "etc/kdump.conf", "etc/kdump.conf.d"  # of config/parse.py, which brings the whole language
 _RECORD = "image.json"  # of image/record.py
+# Firmware leaves some pages more or less at each boot. The kernel itself makes the list of memory for the dump as it
+# loads; of the amount only the number of processors depends that the capture kernel gets.
+_MEMORY_STEP = 64 << 20
 _TEXTS = ("release", "image_id", "initrd_sha256", "cmdline", "syscall", "keys")
 
 
@@ -82,7 +85,7 @@ def deciding_facts(root: Path, kernel: str, initrd: str) -> list[str]:
         f"{machine.arch} {machine.release}",
         read_cmdline(root),
         f"cpus {topology.cpus}, booted by {read_boot_apicid(root)}",
-        f"memory {topology.memory}",
+        f"memory {round(read_memory_bytes(root) / _MEMORY_STEP)}",
         f"reserved {read_reservation(root).size_bytes}",
         *(f"{path} {_stamp(path)}" for path in files),
     ]
@@ -174,7 +177,13 @@ class Early:
         """In a thread of its own, which waits while the kernel and the loader work."""
         start = time.monotonic()
         loading, loaded = (self._places.run_dir / name for name in (LOADING_NAME, LOADED_NAME))
-        record = {**ready.record, "boot_id": read_machine(self._places.root).boot_id, "loaded_usec": now_usec()}
+        root = self._places.root
+        now = {
+            "boot_id": read_machine(root).boot_id,
+            "loaded_usec": now_usec(),
+            "memory": read_topology(root).memory,
+        }
+        record = {**ready.record, **now}
         text = json.dumps(record, indent=1) + "\n"
         with work:
             try:
@@ -194,7 +203,7 @@ class Early:
                 return  # nobody knows what the kernel holds; loading.json says so
             except (KdumpError, OSError, ValueError):
                 # The engine tries as well, and tells why it does not work.
-                if read_loaded(self._places.root) is False:
+                if read_loaded(root) is False:
                     with contextlib.suppress(OSError):
                         loading.unlink(missing_ok=True)
                 return
@@ -202,7 +211,7 @@ class Early:
             release=record["release"],
             image_id=record["image_id"],
             initrd=ready.initrd,
-            reserved_bytes=read_reservation(self._places.root).size_bytes,
+            reserved_bytes=read_reservation(root).size_bytes,
             duration_usec=int((time.monotonic() - start) * 1e6),
             again=again,
         )

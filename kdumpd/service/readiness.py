@@ -11,7 +11,7 @@ from kdumpd.service.early import Ready, deciding_facts, note_ready
 from kdumpd.service.model import Facts
 from kdumpd.service.places import Places
 
-_OF_ONE_BOOT = frozenset({"boot_id", "loaded_usec"})
+_OF_ONE_BOOT = frozenset({"boot_id", "loaded_usec", "memory"})
 
 
 class Readiness:

@@ -78,6 +78,21 @@ def test_a_boot_with_nothing_changed(bench: Bench) -> None:
     assert bench.builder.builds == 1
 
 
+def test_some_pages_more_or_less_are_noted_anew(bench: Bench) -> None:
+    """As firmware leaves them at each boot; a change later in this boot is found by what is noted now."""
+    _settled(bench)
+    _boot(bench)
+    iomem = bench.machine.root / "proc/iomem"
+    iomem.write_text(iomem.read_text().replace("7fffffff : System RAM", "7ffeffff : System RAM", 1))
+    assert _early(bench) is not None
+    assert str(_record(bench)["memory"]).startswith("1000-7ffeffff,")
+    _follows(bench)
+    assert len(bench.kernel.calls) == 1
+    bench.machine.plug_memory()
+    bench.engine.check()
+    assert len(bench.kernel.calls) == 2
+
+
 CHANGES: dict[str, Callable[[FakeMachine], object]] = {
     "configuration": lambda machine: machine.config("final_action halt\n"),
     "a drop-in": lambda machine: machine.write("etc/kdump.conf.d/10.conf", "final_action halt\n"),
