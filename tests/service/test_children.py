@@ -71,6 +71,25 @@ def test_killed_while_it_rests_it_touches_nothing(start: Callable[..., Service],
     assert (machine.root / "loads").read_text() == "2\n"
 
 
+def test_after_a_boot_it_is_loaded_before_the_service_answers(
+    start: Callable[..., Service], machine: FakeMachine
+) -> None:
+    service = start(processes=True)
+    service.wait_state("loaded")
+    wait((machine.root / "var/lib/kdumpd/ready.json").exists, "the note of what is loaded")
+    service.stop()
+    machine.write("proc/sys/kernel/random/boot_id", "another boot\n")
+    machine.crash_loaded(False)
+    before = service.log.stat().st_size
+    service.start()
+    assert service.client.get("State") == "loaded"
+    service.wait_state("loaded")
+    assert (machine.root / "loads").read_text() == "2\n2\n"
+    said = service.log.read_bytes()[before:].decode()
+    assert said.count("Loaded the capture kernel") == 1
+    assert "Not armed" not in said
+
+
 def _kept_waiting(*pids: int) -> float:
     """Seconds for which the threads of these processes were ready to run and had no processor (schedstat)."""
     waited = 0
