@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kdumpd.service.options import Options
     from kdumpd.service.places import Places
 
+_ALONE_SECONDS = 10.0
+
 
 def parse_arguments(arguments: list[str] | None = None) -> Options:
     """The options of kdumpd(8)."""
@@ -53,7 +55,7 @@ def _arm_early(places: Places, loader: KexecLoader) -> Early:
     early = Early(places, loader)
     early.begin()
     if len(os.sched_getaffinity(0)) == 1:
-        early.wait()  # the imports would take the processor from the loader
+        early.wait(_ALONE_SECONDS)  # the imports would take the processor from the loader
     return early
 
 

@@ -38,6 +38,7 @@ from kdumpd.service.status import Status
 from kdumpd.service.watch import Watcher
 
 _STOP_SECONDS = 10.0
+_PATIENCE_SECONDS = 5.0
 # Nothing should be missed by the watches; should it be all the same, it is found after this time.
 _SURE_SECONDS = 3600.0
 _AGAIN: bool = GLib.SOURCE_CONTINUE
@@ -114,7 +115,9 @@ class Daemon:
 
     def _tell_early(self) -> None:
         """The journal hears of what was loaded before there was one to tell."""
-        armed = self._early.wait()
+        while not self._early.wait(_PATIENCE_SECONDS):
+            notify.extend(4 * _PATIENCE_SECONDS)  # the loader has minutes, the start of a service 90 s
+        armed = self._early.armed
         if armed is None:
             return
         if armed.again:

@@ -122,13 +122,14 @@ def _read_ready(state_dir: Path) -> Ready | None:
 
 
 class Early:
-    """One attempt, at the start of the service. `begin` looks and asks for the load, `wait` waits for its end."""
+    """One attempt, at the start of the service. `begin` looks and asks for the load, `wait` waits for its end; then
+    `armed` is what came of it, None where nothing was loaded."""
 
     def __init__(self, places: Places, loader: KexecLoader) -> None:
         self._places = places
         self._loader = loader
         self._thread: threading.Thread | None = None
-        self._armed: Armed | None = None
+        self.armed: Armed | None = None
 
     def begin(self) -> None:
         """Asks for the load where it is sure to be the right one; never raises for what a machine may look like."""
@@ -150,14 +151,14 @@ class Early:
     @property
     def began(self) -> bool:
         """Whether there is something to wait for."""
-        return self._thread is not None or self._armed is not None
+        return self._thread is not None
 
-    def wait(self) -> Armed | None:
-        """What came of it; None where nothing was loaded."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        return self._armed
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the end of the load, so long at most; whether it is over, or was never begun."""
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _may_load(self, ready: Ready) -> bool | None:
         """None when it may not, or nobody knows; else whether ours was unloaded past the service in this boot."""
@@ -207,7 +208,7 @@ class Early:
                     with contextlib.suppress(OSError):
                         loading.unlink(missing_ok=True)
                 return
-        self._armed = Armed(
+        self.armed = Armed(
             release=record["release"],
             image_id=record["image_id"],
             initrd=ready.initrd,

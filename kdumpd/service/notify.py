@@ -15,6 +15,11 @@ def ready(status: str) -> None:
     daemon.notify(f"READY=1\nSTATUS={status}")
 
 
+def extend(seconds: float) -> None:
+    """The start goes on, for so long at least: the service manager is not to end it meanwhile."""
+    daemon.notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+
 def status(line: str) -> None:
     """The line `systemctl status` shows."""
     daemon.notify(f"STATUS={line}")

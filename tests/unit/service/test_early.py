@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def _boot(bench: Bench) -> None:
 def _early(bench: Bench) -> Armed | None:
     early = Early(Places.below(bench.machine.root), bench.kernel.loader())
     early.begin()
-    return early.wait()
+    assert early.wait()
+    return early.armed
 
 
 def _record(bench: Bench, name: str = "run/kdumpd/loaded.json") -> dict[str, object]:
@@ -153,6 +155,29 @@ def test_an_image_that_is_not_whole_is_not_loaded(bench: Bench) -> None:
     assert bench.kernel.calls == []
     _follows(bench)
     assert bench.builder.builds == 2
+
+
+def test_a_slow_load_is_waited_for_in_parts(bench: Bench) -> None:
+    _settled(bench)
+    _boot(bench)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(opened: OpenPair) -> None:
+        asked.set()
+        assert go_on.wait(60)
+
+    bench.kernel.before = slow
+    early = Early(Places.below(bench.machine.root), bench.kernel.loader())
+    assert early.wait(0.0)
+    early.begin()
+    assert early.began
+    assert asked.wait(60)
+    assert not early.wait(0.01)
+    assert (bench.machine.root / "run/kdumpd/loading.json").exists()
+    assert early.armed is None
+    go_on.set()
+    assert early.wait()
+    assert early.armed is not None
 
 
 def test_what_the_kernel_refuses_the_engine_tells(bench: Bench) -> None:
