@@ -116,7 +116,7 @@ class Cpus:
         for address in self.each("irq_stack_ptr"):  # arm64: the lowest address
             bottom = self._at(address)
             if bottom >> 63:
-                found.append((bottom, bottom + _IRQ_STACK))
+                found.append((bottom, bottom + kernel.stack_size))
         return list(dict.fromkeys(found))
 
     def _at(self, address: int) -> int:

@@ -17,6 +17,8 @@ from kdumpd.vmcore.vmcoreinfo import Vmcoreinfo
 
 _WORD = (1 << 64) - 1
 _MAX_STRUCT = 1 << 18
+_MAX_STACK = 1 << 17
+_DEFAULT_STACK = 1 << 14
 _MAX_LIST = 1 << 16
 # crash reads this much at once, however short the string is.
 _TEXT = 1500
@@ -64,6 +66,12 @@ class Kernel:
         if value is None or not 0 < value <= _MAX_STRUCT:
             raise VmcoreError(f"the size of {name} is not known")
         return value
+
+    @property
+    def stack_size(self) -> int:
+        """THREAD_SIZE in bytes; a page at least (linux: arch/arm64/include/asm/memory.h)."""
+        size = self.facts.sizes.get("thread_union", 0)
+        return size if 0 < size <= _MAX_STACK else max(_DEFAULT_STACK, self._tables.page_size)
 
     @functools.cached_property
     def function_starts(self) -> NDArray[np.uint64]:

@@ -13,8 +13,6 @@ from kdumpd.vmcore.memory import PAGE_SIZE
 
 _MAX_TASKS = 1 << 16
 _MAX_TASK_SIZE = 1 << 15
-_MAX_STACK = 1 << 17
-_DEFAULT_STACK = 1 << 14
 _MAX_XARRAY_NODES = 1 << 13
 _XARRAY_SLOTS = 64
 _MAX_COUNTERS = 8
@@ -90,21 +88,15 @@ class Tasks:
 
     def keep_stacks(self, tasks: list[int]) -> None:
         """The kernel stacks."""
-        size = self.stack_size
+        size = self._kernel.stack_size
         for task in tasks:
             stack = self._of(task, "task_struct.stack")
             if stack:
                 self._kernel.trace.keep(stack, size)
 
-    @property
-    def stack_size(self) -> int:
-        """THREAD_SIZE in bytes."""
-        size = self._kernel.facts.sizes.get("thread_union", _DEFAULT_STACK)
-        return size if 0 < size <= _MAX_STACK else _DEFAULT_STACK
-
     def live_stacks(self, tasks: list[int]) -> list[tuple[int, int]]:
         """The part of each stack that is in use, [start, end): all of it for a task that a cpu is in."""
-        size = self.stack_size
+        size = self._kernel.stack_size
         parts: list[tuple[int, int]] = []
         path = next((path for path in _SAVED_SP if self._kernel.has(path)), None)
         for task in tasks:

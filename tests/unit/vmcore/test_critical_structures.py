@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import struct
 import time
@@ -14,6 +15,8 @@ from fake_kernel import DIRECT, NEW, PAGE, FakeKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdumpd.vmcore.analyst.kernel import Kernel
+from kdumpd.vmcore.analyst.trace import Trace
 from kdumpd.vmcore.critical import critical_stages, must_keep
 from kdumpd.vmcore.elfcore import ElfCore
 from kdumpd.vmcore.kernel_facts import KernelFacts
@@ -40,9 +43,9 @@ DATA = {"init_task": TASK, "init_pid_ns": PIDS, "modules": MODULE, "runqueues": 
 COUNT = 5
 
 
-def dead() -> tuple[FakeKernel, KernelFacts]:
+def dead(arm64_shift: int | None = None) -> tuple[FakeKernel, KernelFacts]:
     """A kernel with five tasks (the last one only to be found by its pid), files, and a module."""
-    kernel = FakeKernel(NEW)
+    kernel = FakeKernel(NEW, arm64_shift=arm64_shift)
     kernel.extra.append(f"SYMBOL(_stext)={fake_kernel.KERNEL:x}")
 
     def put(at: int, *values: int) -> None:
@@ -98,6 +101,7 @@ def dead() -> tuple[FakeKernel, KernelFacts]:
 def walked(kernel: FakeKernel, facts: KernelFacts, path: Path) -> dict[str, set[int]]:
     notes: list[str] = []
     with ElfCore(kernel.write(path)) as core:
+        core.use_pages(kernel.page_shift)
         info = parse_vmcoreinfo(kernel.vmcoreinfo())
         tables = page_tables(core, info)
         stages = critical_stages(core, info, tables, facts, notes)
@@ -106,8 +110,8 @@ def walked(kernel: FakeKernel, facts: KernelFacts, path: Path) -> dict[str, set[
     return found
 
 
-def frames(place: int, size: int) -> set[int]:
-    return set(range(place // PAGE, (place + size + PAGE - 1) // PAGE))
+def frames(place: int, size: int, page_size: int = PAGE) -> set[int]:
+    return set(range(place // page_size, (place + size + page_size - 1) // page_size))
 
 
 def test_every_task_is_found_with_its_stack(tmp_path: Path) -> None:
@@ -121,6 +125,25 @@ def test_every_task_is_found_with_its_stack(tmp_path: Path) -> None:
     assert frames(TASK + 0x4000, 6000) <= found["running tasks"]
     assert not frames(TASK + 0x8000, 6000) & found["running tasks"]
     assert list(found).index("kernel log") < list(found).index("running tasks") < list(found).index("tasks")
+
+
+@pytest.mark.parametrize(("shift", "stack"), [(12, 0x4000), (14, 0x4000), (16, 0x10000)])
+def test_tasks_of_arm64_are_found_whatever_the_size_of_pages(shift: int, stack: int, tmp_path: Path) -> None:
+    kernel, facts = dead(shift)
+    size = 1 << shift
+    found = walked(kernel, facts, tmp_path / "core")
+    for index in range(COUNT):
+        assert found["tasks"] >= frames(TASK + 0x4000 * index, 6000, size), index
+        assert found["stacks"] | found["running tasks' stacks"] >= frames(STACK + 0x4000 * index, stack, size), index
+    assert found["memory map"] >= frames(kernel.root, 8, size) | frames(kernel.sections, size, size)
+    assert kernel.top // size in found["page tables"] | found["kernel name"] | found["memory map"]
+    with ElfCore(tmp_path / "core") as core:
+        core.use_pages(shift)
+        info = parse_vmcoreinfo(kernel.vmcoreinfo())
+        trace = Trace(core, info)
+        assert Kernel(trace, trace.tables, info, facts).stack_size == stack
+        told = dataclasses.replace(facts, sizes={**SIZES, "thread_union": 0x8000})
+        assert Kernel(trace, trace.tables, info, told).stack_size == 0x8000
 
 
 def test_the_stacks_that_cpus_were_on_must_be_kept(tmp_path: Path) -> None:
