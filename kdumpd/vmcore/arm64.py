@@ -76,12 +76,14 @@ class Arm64PageTables(PageTables):
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
         if vaddr >> self.va_bits != (1 << (64 - self.va_bits)) - 1:
             return None  # TTBR1 translates only the top of the address space
-        table = self.top_paddr
-        for level in range(self.levels, 0, -1):
+        table, first = self._begin(vaddr)
+        for level in range(first, 0, -1):
             shift = self.page_shift + self._bits_per_level * (level - 1)
             # The top table may have fewer entries: of pages of 4 KiB and 52 bits 16, of 16 KiB and 48 bits 2.
             index = (vaddr & (1 << self._index_bits) - 1) >> shift & (1 << self._bits_per_level) - 1
             entry = self._table(table)[index]
+            if level == 1 < first:
+                self._keep_last(vaddr, table)
             if not entry & _VALID:
                 return None
             address = self._address(entry)

@@ -17,13 +17,14 @@ _KEPT = 1 << 20  # bytes of tables
 _HUGE_SHIFT = 21
 _HUGE_SIZE = 1 << _HUGE_SHIFT
 _HUGE_KEPT = 1 << 12
+_LAST_KEPT = 1 << 10
 
 
 class PageTables(abc.ABC):
     """Virtual to physical by the dead kernel's own tables: pages of entries, `levels` deep, from `top_paddr` down.
 
     A page has `page_size` bytes. `phys_base` is what the dump's header says of them. Tables read once are kept, up to
-    1 MiB of them, and where huge pages lie.
+    1 MiB of them, and where huge pages lie, and the last tables.
     """
 
     phys_base: int
@@ -36,6 +37,8 @@ class PageTables(abc.ABC):
         self.page_size = 1 << page_shift
         self._tables: dict[int, memoryview] = {}
         self._huge: dict[int, int] = {}
+        self._last: dict[int, int] = {}
+        self._last_shift = page_shift + page_shift - 3  # a table has a page's worth of entries of 8 bytes
 
     @abc.abstractmethod
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
@@ -56,6 +59,17 @@ class PageTables(abc.ABC):
                 del self._tables[next(iter(self._tables))]
             self._tables[paddr] = table
         return table
+
+    def _begin(self, vaddr: int) -> tuple[int, int]:
+        """Where a walk begins: a table and its level. That is the last one, where an earlier walk came to it."""
+        table = self._last.get(vaddr >> self._last_shift)
+        return (self.top_paddr, self.levels) if table is None else (table, 1)
+
+    def _keep_last(self, vaddr: int, table: int) -> None:
+        """A walk has come to the last `table`, and could read it."""
+        if len(self._last) >= _LAST_KEPT:
+            self._last.clear()
+        self._last[vaddr >> self._last_shift] = table
 
     def levels_below_top(self, limit: int) -> Iterator[NDArray[np.int64]]:
         """Frames of the tables that map the kernel, one array for each level, the top first; at most `limit` frames.

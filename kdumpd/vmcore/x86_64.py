@@ -42,10 +42,12 @@ class X86PageTables(PageTables):
         self._table(self.top_paddr)
 
     def _walk(self, vaddr: int) -> tuple[int, int] | None:
-        table = self.top_paddr
-        for level in range(self.levels, 0, -1):
+        table, first = self._begin(vaddr)
+        for level in range(first, 0, -1):
             shift = 12 + 9 * (level - 1)
             entry = self._table(table)[vaddr >> shift & _ENTRIES - 1]
+            if level == 1 < first:
+                self._keep_last(vaddr, table)
             if not entry & _PRESENT:
                 return None
             if level == 1 or (entry & _HUGE and level <= 3):

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
-from fake_kernel import DIRECT, KERNEL, OLD, PAGE, PAGES, PHYS_BASE, FakeKernel
+from fake_kernel import DIRECT, KERNEL, OLD, PAGE, PAGES, PHYS_BASE, VMEMMAP, FakeKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdumpd.errors import VmcoreError
 from kdumpd.vmcore import elfcore
 from kdumpd.vmcore.elfcore import ElfCore
+from kdumpd.vmcore.machines import page_tables
 from kdumpd.vmcore.memory import Segment
 from kdumpd.vmcore.vmcoreinfo import parse_vmcoreinfo
 from kdumpd.vmcore.x86_64 import X86PageTables
@@ -104,6 +105,24 @@ def test_page_tables(levels: int, tmp_path: Path) -> None:
         ]
         with pytest.raises(VmcoreError, match="not mapped"):
             tables.read(DIRECT - 1, 1)
+
+
+@pytest.mark.parametrize("shift", [None, 12, 14, 16])
+def test_a_walk_that_begins_at_the_last_table_ends_where_others_do(shift: int | None, tmp_path: Path) -> None:
+    """Pages that are mapped one by one and pages that are not, below one last table and the next."""
+    kernel = FakeKernel(OLD, arm64_shift=shift)
+    info = parse_vmcoreinfo(kernel.vmcoreinfo())
+    each = kernel.page_size
+    in_a_table = each // 8
+    addresses = [VMEMMAP + index * each for index in (*range(-2, 70), *range(in_a_table - 2, in_a_table + 3))]
+    with ElfCore(kernel.write(tmp_path / "core")) as core:
+        core.use_pages(kernel.page_shift)
+        walked = page_tables(core, info)
+        expected = [page_tables(core, info).to_phys(vaddr + 8) for vaddr in addresses]
+        assert None in expected
+        assert len(set(expected)) > 1 + kernel.count * 64 // each // 2
+        for order in (1, -1, 1):
+            assert [walked.to_phys(vaddr + 8) for vaddr in addresses[::order]] == expected[::order]
 
 
 def test_phys_base_is_found_without_vmcoreinfo(tmp_path: Path) -> None:
