@@ -16,7 +16,6 @@ from pathlib import Path
 
 from kdumpd.errors import BuildError
 from kdumpd.image import pyclosure
-from kdumpd.image.probe import Probe
 
 STATE_DIR = "var/lib/kdumpd"
 
@@ -29,14 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         prepared = _prepared(options)
         if prepared is not None:
-            stack.enter_context(prepared)
+            stack.enter_context(prepared.probe)
         # What builds takes as long to be imported as what was just begun, which another processor does meanwhile.
         from kdumpd.image.command import run
 
         return run(options, prepared)
 
 
-def _prepared(options: argparse.Namespace) -> Probe | None:
+def _prepared(options: argparse.Namespace) -> pyclosure.Begun | None:
     """The first step of a build, where no image is there from which it could take that."""
     if options.command != "build":
         return None

@@ -41,7 +41,6 @@ from kdumpd.image import (
     tools,
 )
 from kdumpd.image.capture import find_init
-from kdumpd.image.probe import Probe
 from kdumpd.image.record import (
     MANIFEST_PATH,
     WATCHDOGS_PATH,
@@ -87,7 +86,7 @@ def build(
     progress: Progress = lambda phase, fraction: None,
     *,
     anew: bool = False,
-    prepared: Probe | None = None,
+    prepared: pyclosure.Begun | None = None,
 ) -> ImageRecord:
     """Builds the image into `request.output` (0700; files 0600) and returns its record.
 
@@ -234,7 +233,7 @@ def stage(request: BuildRequest, folder: Path) -> None:
         raise BuildError(f"{error.filename} cannot be written: {os_reason(error)}", hint=f"df -h {folder}") from error
 
 
-def gather(request: BuildRequest, prepared: Probe | None = None) -> contents.Tree:
+def gather(request: BuildRequest, prepared: pyclosure.Begun | None = None) -> contents.Tree:
     """All entries of our own that are the same for each kernel. Raises BuildError naming what is missing."""
     own = request.builder is Builder.BUSYBOX
     tree = contents.skeleton(find_init(), "init" if own else "kdumpd/init")
@@ -281,7 +280,7 @@ def _add_kernel_files(tree: contents.Tree, request: BuildRequest, wanted: Wanted
 
 
 def _new_base(
-    request: BuildRequest, wanted: Wanted, progress: Progress, *, anew: bool, prepared: Probe | None
+    request: BuildRequest, wanted: Wanted, progress: Progress, *, anew: bool, prepared: pyclosure.Begun | None
 ) -> parts.Base:
     if request.builder is not Builder.BUSYBOX:
         tree = gather(request, prepared)

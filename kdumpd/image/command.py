@@ -22,12 +22,12 @@ from kdumpd.host.mounts import resolve_targets
 from kdumpd.image.builder import BuildRequest, Progress, build, stage
 from kdumpd.image.capture import capture_config
 from kdumpd.image.network import with_network
-from kdumpd.image.probe import Probe
+from kdumpd.image.pyclosure import Begun
 from kdumpd.image.record import ImageRecord
 from kdumpd.image.verify import check
 
 
-def run(options: argparse.Namespace, prepared: Probe | None) -> int:
+def run(options: argparse.Namespace, prepared: Begun | None) -> int:
     """Runs the command of `options`; returns the exit status. `prepared` is the first step of a build."""
     started = time.monotonic()
     report = _reporter(getattr(options, "report", None))

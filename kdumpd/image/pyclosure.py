@@ -96,6 +96,14 @@ class PythonClosure:
     notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A search that has begun: `probe` imports, `late` is what `imports_in` found in the collector meanwhile."""
+
+    probe: Probe
+    late: Mapping[str, list[str]]
+
+
 def installed_optional() -> tuple[str, ...]:
     """Those of the codecs' libraries that there are now."""
     return tuple(name for name in OPTIONAL_MODULES if "." not in name and importlib.util.find_spec(name) is not None)
@@ -112,7 +120,7 @@ def find_closure(
     package_dir: Path = PACKAGE_DIR,
     modules: Sequence[str] = COLLECTOR_MODULES,
     requested: Sequence[str] = (),
-    prepared: Probe | None = None,
+    prepared: Begun | None = None,
 ) -> PythonClosure:
     """Imports `modules` of the kdumpd in `package_dir`; of the packages in ON_REQUEST only those `requested`.
 
@@ -246,7 +254,7 @@ def start(
     package_dir: Path = PACKAGE_DIR,
     modules: Sequence[str] = COLLECTOR_MODULES,
     left_out: Sequence[str] | None = None,
-) -> Probe:
+) -> Begun:
     """Begins to import what every image has. Raises BuildError when the interpreter does not start."""
     first = {
         "path": [str(package_dir.parent)],
@@ -255,23 +263,24 @@ def start(
         "stand_in": str(LEFT_OUT),
         "needed": [*RUNTIME_MODULES, *modules, *(name for name in _own(package_dir) if name not in _NEEDS)],
     }
-    return Probe(interpreter, first, "finding the collector's Python modules")
+    probe = Probe(interpreter, first, "finding the collector's Python modules")
+    try:
+        return Begun(probe=probe, late=imports_in(own_files(package_dir)))
+    except (OSError, SyntaxError) as error:
+        probe.close()
+        raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
 
 
 def _own(package_dir: Path) -> tuple[str, ...]:
     return own_modules(own_files(package_dir), package_dir)
 
 
-def _ask(probe: Probe, package_dir: Path, requested: Sequence[str]) -> Any:
-    with probe:
-        try:
-            late = imports_in(own_files(package_dir))
-        except (OSError, SyntaxError) as error:
-            raise BuildError(f"the collector's sources cannot be read: {error}", hint="install kdumpd again") from error
+def _ask(begun: Begun, package_dir: Path, requested: Sequence[str]) -> Any:
+    with begun.probe as probe:
         unwanted = ON_REQUEST.keys() - set(requested)
         late = {
             name: names
-            for name, names in late.items()
+            for name, names in begun.late.items()
             if name.partition(".")[0] not in unwanted and _NEEDS.get(name) not in unwanted
         }
         rest = {
