@@ -43,7 +43,7 @@ def compiled(
     except OSError as error:
         raise BuildError(f"{program} cannot be read: {error.strerror}", hint="install kdumpd again") from error
     jobs = [wanted[path] for path in sorted(wanted)]
-    # Two processes, always the same half each, since the bytes depend on what else a process has seen.
+    # Two processes, always the same half each: no byte is to tell of what else a process has seen.
     with ThreadPoolExecutor(1) as aside:
         half = aside.submit(run_python, interpreter, text, jobs[1::2], _PURPOSE)
         answer = run_python(interpreter, text, jobs[::2], _PURPOSE)

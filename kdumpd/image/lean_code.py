@@ -163,6 +163,10 @@ def knows_tables() -> bool:
 def main(wanted: Sequence[tuple[str, str | None, str | None]]) -> dict[str, str]:
     """The code of each source (its place, what a traceback should name, where it may lie compiled), in base64."""
     tables = knows_tables()
+    # marshal writes whether a string is interned. Those of one character are the same objects everywhere, and before
+    # 3.12 not from the start: else the bytes would tell what was compiled here before.
+    for number in range(256):
+        sys.intern(chr(number))
     done = {}
     for path, shown, cached in wanted:
         body = cached_body(path, cached or importlib.util.cache_from_source(path))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dis
 import importlib.util
+import json
 import marshal
 import os
+import subprocess
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -133,6 +135,22 @@ def test_what_lies_compiled_gives_the_bytes_that_compiling_gives(tmp_path: Path)
     os.utime(source, (status.st_atime, status.st_mtime + 5))
     assert lean_code.cached_body(str(source), str(place)) is None
     assert lean_code.main(wanted) != anew
+
+
+def test_the_bytes_do_not_tell_what_the_process_did_before(tmp_path: Path) -> None:
+    """Somebody may have interned a string of one character, which is one object wherever it stands."""
+    source = tmp_path / "it.py"
+    source.write_text("A = ['-', '\\xe9', 'x y', ('+', 1.5)]\ndef f():\n    'doc'\n    return '%', ''\n")
+    program = Path(lean_code.__file__).read_text()
+    wanted = json.dumps([(str(source), None, None)])
+    answers = {
+        subprocess.run(
+            ["/usr/bin/python3", "-I", "-S", "-B", "-c", before + program.replace("from __future__", "#")],
+            input=wanted, capture_output=True, text=True, check=True,
+        ).stdout
+        for before in ("", "import sys; [sys.intern(text) for text in ('-', '+', '%', 'x y', '')]\n")
+    }  # fmt: skip
+    assert len(answers) == 1
 
 
 def test_tables_that_are_not_known_stay_as_they_are() -> None:
