@@ -290,7 +290,7 @@ def _table(facts: Sequence[Mapping[str, object]]) -> str:
     day = time.strftime("%Y-%m-%d")
     head = (
         f"{day}, a Debian 12 guest of QEMU on {platform.machine()}, {MEMORY_MIB >> 10} GiB, 2 emulated processors, "
-        f"crashkernel={CRASHKERNEL}; the machine busy with other work. Median of the runs.\n"
+        f"crashkernel={CRASHKERNEL}. Median of the runs.\n"
     )
     lines = [
         head,
