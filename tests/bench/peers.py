@@ -237,7 +237,9 @@ def _arm(guest: Machine, each: Contestant) -> _Taken:
         unload = "from kdumpd.host.kexec import FileLoader; import os; FileLoader(os.uname().machine).unload()"
         guest.run(["/usr/bin/python3", "-I", "-c", unload]).ok()
     assert guest.run(["cat", _LOADED]).ok().strip() == "0"
-    wait = f"systemctl start {service}; until read -r loaded <{_LOADED} && [ $loaded = 1 ]; do sleep 0.05; done"
+    # Not until the service has said that it is ready, which may be later.
+    until = f"until read -r loaded <{_LOADED} && [ $loaded = 1 ]; do sleep 0.05; done"
+    wait = f"systemctl start --no-block {service}; {until}"
     return _took(guest, ["sh", "-c", wait], timeout=circle.ARM_TIMEOUT_S)
 
 
