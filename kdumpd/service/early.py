@@ -33,6 +33,7 @@ from kdumpd.host.reservation import read_memory_bytes, read_reservation
 from kdumpd.host.security import read_security
 from kdumpd.host.topology import read_topology
 from kdumpd.service.json_file import read_json, write_atomic
+from kdumpd.service.load_notes import LoadNotes
 from kdumpd.service.places import HELD_NAME, LOADED_NAME, LOADING_NAME, Places
 
 READY_NAME = "ready.json"
@@ -177,7 +178,7 @@ class Early:
     def _load(self, ready: Ready, again: bool, work: contextlib.ExitStack) -> None:
         """In a thread of its own, which waits while the kernel and the loader work."""
         start = time.monotonic()
-        loading, loaded = (self._places.run_dir / name for name in (LOADING_NAME, LOADED_NAME))
+        notes = LoadNotes(self._places.run_dir)
         root = self._places.root
         now = {
             "boot_id": read_machine(root).boot_id,
@@ -185,7 +186,6 @@ class Early:
             "memory": read_topology(root).memory,
         }
         record = {**ready.record, **now}
-        text = json.dumps(record, indent=1) + "\n"
         with work:
             try:
                 pair = Pair(
@@ -196,17 +196,16 @@ class Early:
                     syscall=KexecSyscall(record["syscall"]),
                 )
                 with open_pair(pair) as opened:
-                    write_atomic(loading, text)
+                    notes.begin(record)
                     self._loader.load(opened)
-                write_atomic(loaded, text)
-                loading.unlink()
+                notes.commit(record)
             except LoadLostError:
                 return  # nobody knows what the kernel holds; loading.json says so
             except (KdumpError, OSError, ValueError):
                 # The engine tries as well, and tells why it does not work.
                 if read_loaded(root) is False:
                     with contextlib.suppress(OSError):
-                        loading.unlink(missing_ok=True)
+                        notes.abandon()
                 return
         self.armed = Armed(
             release=record["release"],

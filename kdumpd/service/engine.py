@@ -372,7 +372,7 @@ class Engine:
         self.reach.note(config, facts.loaded.image_id if facts.loaded is not None else "")
         if waiting:
             facts = dataclasses.replace(facts, around=dataclasses.replace(facts.around, raw_waiting=waiting))
-        if not facts.crash_loaded and self._note_unloaded(facts, config):
+        if not facts.crash_loaded and self._note_unloaded(facts):
             facts = dataclasses.replace(facts, held=self._hold_file().read())
         if self._watch is not None:
             folder = self._crash_watch.folder
@@ -381,7 +381,7 @@ class Engine:
             self._watch(watch_list(self._places, release, crashes=folder, sources=sources, network=network))
         return facts
 
-    def _note_unloaded(self, facts: Facts, config: Config) -> bool:
+    def _note_unloaded(self, facts: Facts) -> bool:
         """The kernel holds nothing: when it held ours before, somebody unloaded it past the service."""
         file = LoadedFile(self._places.run_dir, facts.machine.boot_id)
         if file.in_progress() and not facts.held:
@@ -392,12 +392,11 @@ class Engine:
             file.forget()
         if not ours or facts.held:
             return False
-        report = config.on_unload is OnUnload.REPORT
-        if report:
+        if self._reports:
             with contextlib.suppress(OSError):  # then it is loaded again, which is the lesser evil
                 self._hold_file().hold(Held.OTHER)
-        tell_unloaded(self._journal, facts.machine.release, reports=report)
-        return report
+        tell_unloaded(self._journal, facts.machine.release, reports=self._reports)
+        return self._reports
 
     def _publish(self, facts: Facts) -> Status:
         """Shows the status and tells the journal when the judgement is another one than before."""

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the service remembers in files: what it loaded in this boot, whether it is held, which crashes it has reported.
-
-`loaded.json` in the run folder is renamed into place after the kernel took the image. `loading.json` is written
-before the call, so that a service that dies in between knows at its next start that it does not know.
+"""What the service remembers in files: what it loaded in this boot (see load_notes.py), whether it is held, which
+crashes it has reported.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ from typing import Any
 
 from kdumpd.config.kexec_syscall import KexecSyscall
 from kdumpd.service.json_file import read_json, write_atomic
+from kdumpd.service.load_notes import LoadNotes
 from kdumpd.service.model import Held, LoadedRecord
-from kdumpd.service.places import HELD_NAME, LOADED_NAME, LOADING_NAME
+from kdumpd.service.places import HELD_NAME
 
 SEEN_NAME = "seen.json"
 # A load takes a few seconds where the machine is slow; the kernel is empty for a part of them.
@@ -45,45 +44,43 @@ class LoadedFile:
     """The records of the run folder, valid for one boot."""
 
     def __init__(self, folder: Path, boot_id: str) -> None:
-        self._loaded = folder / LOADED_NAME
-        self._loading = folder / LOADING_NAME
+        self._notes = LoadNotes(folder)
         self._boot_id = boot_id
 
     def read(self) -> LoadedRecord | None:
         """What was loaded in this boot; None when nothing was, or the record is of another boot."""
-        record = parse_loaded(read_json(self._loaded))
+        record = parse_loaded(read_json(self._notes.loaded))
         return record if record is not None and record.boot_id == self._boot_id else None
 
     def interrupted(self) -> bool:
         """True when a load of this boot was begun and its end never noted."""
-        raw = read_json(self._loading)
+        raw = read_json(self._notes.loading)
         return raw is not None and raw.get("boot_id") == self._boot_id
 
     def in_progress(self) -> bool:
         """True when a load of this boot was begun a moment ago: a loader outlives the service that asked it."""
         try:
-            began = self._loading.stat().st_mtime
+            began = self._notes.loading.stat().st_mtime
         except OSError:
             return False
         return self.interrupted() and abs(time.time() - began) < _LOAD_SECONDS
 
     def begin(self, record: LoadedRecord) -> None:
         """Notes that `record` is about to be loaded. Raises OSError."""
-        write_atomic(self._loading, _to_json(record))
+        self._notes.begin(dataclasses.asdict(record))
 
     def commit(self, record: LoadedRecord) -> None:
         """Notes that the kernel holds `record`. Raises OSError."""
-        write_atomic(self._loaded, _to_json(record))
-        self._loading.unlink(missing_ok=True)
+        self._notes.commit(dataclasses.asdict(record))
 
     def abandon(self) -> None:
         """The load failed and the kernel still holds what it held."""
-        self._loading.unlink(missing_ok=True)
+        self._notes.abandon()
 
     def forget(self) -> None:
         """The kernel holds nothing of ours any more."""
-        self._loaded.unlink(missing_ok=True)
-        self._loading.unlink(missing_ok=True)
+        self._notes.loaded.unlink(missing_ok=True)
+        self._notes.abandon()
 
 
 class HoldFile:
@@ -107,7 +104,3 @@ class HoldFile:
     def release(self) -> None:
         """The hold is over. Raises OSError."""
         self._path.unlink(missing_ok=True)
-
-
-def _to_json(record: LoadedRecord) -> str:
-    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
