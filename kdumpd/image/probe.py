@@ -77,25 +77,20 @@ print(json.dumps({"files": files, "left_out": left_out, "mapped": mapped, "execu
 """
 
 
-class Probe:
-    """A process that has begun to import. Leaving the block ends it."""
+class _Python:
+    """A process that is told lines of JSON and answers in JSON. Leaving the block ends it."""
 
-    def __init__(self, interpreter: str, first: object, purpose: str) -> None:
-        """Has `interpreter` import what `first` names. Raises BuildError when it does not start."""
+    def __init__(self, interpreter: str, script: str, purpose: str) -> None:
+        """Has `interpreter` begin with `script`. Raises BuildError when it does not start."""
         self._interpreter = interpreter
         self._purpose = purpose
         try:
             self._process = subprocess.Popen(
-                [interpreter, *_WORDS, _SCRIPT],
+                [interpreter, *_WORDS, script],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT,
             )  # fmt: skip
         except OSError as error:
-            raise _failed(interpreter, purpose, error) from error
-        assert self._process.stdin is not None
-        # One that has ended already is found out when it is asked.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{json.dumps(first)}\n")
-            self._process.stdin.flush()
+            raise self._failed(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -105,13 +100,23 @@ class Probe:
     ) -> None:
         self.close()
 
-    def ask(self, rest: object) -> Any:
-        """What it answers once it has imported what `rest` names, too. Raises BuildError when it fails."""
+    def ask(self, last: object) -> Any:
+        """What it answers once it was told `last`. Raises BuildError when it fails."""
         try:
-            said, complained = self._process.communicate(f"{json.dumps(rest)}\n", timeout=_SECONDS)
+            said, complained = self._process.communicate(f"{json.dumps(last)}\n", timeout=_SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise _failed(self._interpreter, self._purpose, error) from error
-        return _answer(self._interpreter, self._purpose, self._process.returncode, said, complained)
+            raise self._failed(error) from error
+        if self._process.returncode != 0:
+            lines = complained.strip().splitlines()
+            reason = lines[-1] if lines else f"{self._interpreter} ended with status {self._process.returncode}"
+            raise BuildError(f"{self._purpose} failed: {reason}", hint=f"{self._interpreter} must run and be whole")
+        try:
+            return json.loads(said)
+        except ValueError as error:
+            raise BuildError(f"{self._purpose} failed: {self._interpreter} gave no answer: {error}") from error
+
+    def _failed(self, error: Exception) -> BuildError:
+        return BuildError(f"{self._purpose} failed: {error}", hint=f"{self._interpreter} must run")
 
     def close(self) -> None:
         """Ends the process, if it has not ended."""
@@ -124,32 +129,20 @@ class Probe:
                     pipe.close()
 
 
+class Probe(_Python):
+    """A process that has begun to import, and is asked about it with what it is to import besides."""
+
+    def __init__(self, interpreter: str, first: object, purpose: str) -> None:
+        """Has `interpreter` import what `first` names. Raises BuildError when it does not start."""
+        super().__init__(interpreter, _SCRIPT, purpose)
+        assert self._process.stdin is not None
+        # One that has ended already is found out when it is asked.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{json.dumps(first)}\n")
+            self._process.stdin.flush()
+
+
 def run_python(interpreter: str, script: str, request: object, purpose: str) -> Any:
     """Runs `script` in `interpreter`, JSON in and JSON out. Raises BuildError when it fails."""
-    try:
-        done = subprocess.run(
-            [interpreter, *_WORDS, script],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            env=_ENVIRONMENT,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _failed(interpreter, purpose, error) from error
-    return _answer(interpreter, purpose, done.returncode, done.stdout, done.stderr)
-
-
-def _failed(interpreter: str, purpose: str, error: Exception) -> BuildError:
-    return BuildError(f"{purpose} failed: {error}", hint=f"{interpreter} must run")
-
-
-def _answer(interpreter: str, purpose: str, status: int, said: str, complained: str) -> Any:
-    if status != 0:
-        lines = complained.strip().splitlines()
-        reason = lines[-1] if lines else f"{interpreter} ended with status {status}"
-        raise BuildError(f"{purpose} failed: {reason}", hint=f"{interpreter} must run and be whole")
-    try:
-        return json.loads(said)
-    except ValueError as error:
-        raise BuildError(f"{purpose} failed: {interpreter} gave no answer: {error}") from error
+    with _Python(interpreter, script, purpose) as python:
+        return python.ask(request)
